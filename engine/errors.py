@@ -1,0 +1,46 @@
+"""Every error the package raises on purpose: one line that says what is wrong, where, and what to do about it.
+
+Each class derives from `CpmBeeError` and from the built-in that a caller who does not know this package would expect.
+"""
+
+from __future__ import annotations
+
+
+class CpmBeeError(Exception):
+    """Base of all errors raised by cpmbee."""
+
+
+class TokenizeError(CpmBeeError, ValueError):
+    """Text that cannot be tokenized, such as a lone ``<``."""
+
+
+class PromptError(CpmBeeError, ValueError):
+    """A request that is not a nested dict of strings with a usable ``<ans>``; names the path (``$.options.<a>``)."""
+
+
+class ConfigError(CpmBeeError, ValueError):
+    """A model configuration or generation option that is unknown, missing or out of range."""
+
+
+class VocabularyError(CpmBeeError, ValueError):
+    """A vocabulary that is malformed or does not fit the model."""
+
+
+class CheckpointError(CpmBeeError, ValueError):
+    """A checkpoint with a missing, extra, misshapen or unreadable tensor; names it."""
+
+
+class ModelFolderError(CpmBeeError, ValueError):
+    """An ONNX model folder that is incomplete, altered or not safe to load; names the file."""
+
+
+class CacheFullError(CpmBeeError, MemoryError):
+    """A request that needs more cache rows than the engine has."""
+
+
+class ExportError(CpmBeeError, RuntimeError):
+    """An export whose result does not hold up in verification."""
+
+
+class DependencyError(CpmBeeError, ImportError):
+    """An optional dependency that this call needs is absent; says which extra brings it."""
