@@ -15,7 +15,14 @@ CSRC = Path("csrc")
 OPS_LIBRARY = "cpmbee._ops"  # a plain shared library, loaded by path; nothing imports it
 LINUX = sys.platform.startswith("linux")
 CYTHON_FLAGS = ["-O3", "-g0", "-Wno-unreachable-code"]
-CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fvisibility=hidden", "-fvisibility-inlines-hidden", "-ffp-contract=off"]
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-g0",
+    "-fvisibility=hidden",
+    "-fvisibility-inlines-hidden",
+    "-ffp-contract=off",
+]
 CXX_LINK_FLAGS = [
     "-static-libstdc++",
     "-static-libgcc",

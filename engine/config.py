@@ -1,4 +1,4 @@
-"""The model's configuration, read from and written to either of the two dialects that published checkpoints use."""
+"""The model's configuration, in either of the two dialects that published checkpoints use."""
 
 from __future__ import annotations
 
@@ -107,12 +107,16 @@ class ModelConfig:
     @property
     def attention_layers(self) -> tuple[int, ...]:
         """Indices of the layers whose attention block is kept."""
-        return tuple(i for i in range(self.num_hidden_layers) if self.mask_modules is None or not self.mask_modules[i][0])
+        return tuple(
+            i for i in range(self.num_hidden_layers) if self.mask_modules is None or not self.mask_modules[i][0]
+        )
 
     @property
     def ffn_layers(self) -> tuple[int, ...]:
         """Indices of the layers whose feed-forward block is kept."""
-        return tuple(i for i in range(self.num_hidden_layers) if self.mask_modules is None or not self.mask_modules[i][1])
+        return tuple(
+            i for i in range(self.num_hidden_layers) if self.mask_modules is None or not self.mask_modules[i][1]
+        )
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -126,7 +130,10 @@ class ModelConfig:
         values = {ORIGINAL_NAMES.get(name, name): value for name, value in raw.items()}
         values = {name: value for name, value in values.items() if name in known and value is not None}
         if "half" not in values:  # each dialect's own default
-            values["half"] = original or raw.get("torch_dtype", raw.get("dtype")) in ("float16", "torch.float16")
+            values["half"] = original or raw.get("torch_dtype", raw.get("dtype")) in (
+                "float16",
+                "torch.float16",
+            )
         if "position_bias_num_segment_buckets" not in values and not original:
             values["position_bias_num_segment_buckets"] = 32
         if "mask_modules" in values:
@@ -174,7 +181,7 @@ def _mask_modules(raw: Any) -> tuple[tuple[bool, bool], ...]:
         raise ConfigError("config: mask_modules must be a list of [attention, feed-forward] pairs")
     pairs = []
     for i, pair in enumerate(raw):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(p not in (0, 1, False, True) for p in pair):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(p not in (0, 1) for p in pair):
             raise ConfigError(f"config: mask_modules[{i}] must be a pair of booleans, not {pair!r}")
         pairs.append((bool(pair[0]), bool(pair[1])))
     return tuple(pairs)
