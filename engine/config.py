@@ -107,16 +107,16 @@ class ModelConfig:
     @property
     def attention_layers(self) -> tuple[int, ...]:
         """Indices of the layers whose attention block is kept."""
-        return tuple(
-            i for i in range(self.num_hidden_layers) if self.mask_modules is None or not self.mask_modules[i][0]
-        )
+        return self._kept(0)
 
     @property
     def ffn_layers(self) -> tuple[int, ...]:
         """Indices of the layers whose feed-forward block is kept."""
-        return tuple(
-            i for i in range(self.num_hidden_layers) if self.mask_modules is None or not self.mask_modules[i][1]
-        )
+        return self._kept(1)
+
+    def _kept(self, block: int) -> tuple[int, ...]:
+        layers = range(self.num_hidden_layers)
+        return tuple(i for i in layers if self.mask_modules is None or not self.mask_modules[i][block])
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
