@@ -86,7 +86,10 @@ class ModelConfig:
                 f"than a quarter of it, not {self.position_bias_num_buckets} and {self.position_bias_max_distance}"
             )
         if self.position_bias_num_buckets + self.position_bias_num_segment_buckets > 32767:
-            raise ConfigError("config: the position bias table has more rows than an int16 can name (32767)")
+            raise ConfigError(
+                f"config: position_bias_num_segment_buckets {self.position_bias_num_segment_buckets} makes the bias table "
+                "longer than an int16 can name (32767 rows)"
+            )
         if self.hidden_size % 2:
             raise ConfigError(f"config: hidden_size must be even, not {self.hidden_size}")
         if self.mask_modules is not None and len(self.mask_modules) != self.num_hidden_layers:
