@@ -87,8 +87,8 @@ class ModelConfig:
             )
         if self.position_bias_num_buckets + self.position_bias_num_segment_buckets > 32767:
             raise ConfigError(
-                f"config: position_bias_num_segment_buckets {self.position_bias_num_segment_buckets} makes the bias table "
-                "longer than an int16 can name (32767 rows)"
+                f"config: position_bias_num_segment_buckets {self.position_bias_num_segment_buckets} "
+                "makes the bias table longer than an int16 can name (32767 rows)"
             )
         if self.hidden_size % 2:
             raise ConfigError(f"config: hidden_size must be even, not {self.hidden_size}")
