@@ -1,1 +1,27 @@
-"""."""
+"""The PyTorch reference model of CPM-Bee, and reading and writing its checkpoints.
+
+Names are imported on first use, so that reading a safetensors checkpoint works where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cpmbee.model.cpmbee import IGNORE_INDEX, CpmBee, ModelOutput, language_model_loss
+
+_HOME = {
+    "IGNORE_INDEX": "cpmbee",
+    "CpmBee": "cpmbee",
+    "ModelOutput": "cpmbee",
+    "language_model_loss": "cpmbee",
+}
+
+__all__ = ["IGNORE_INDEX", "CpmBee", "ModelOutput", "language_model_loss"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
