@@ -1,0 +1,289 @@
+"""The graph of a CPM-Bee model, assembled from its configuration alone; one function per block.
+
+Every value that a norm reads is a pair ``(stream, addend)`` whose sum is the residual stream: adding and normalizing is
+then one node (``SkipSimplifiedLayerNormalization``). Even the embedding comes as such a pair, for a rotation ends in an
+addition.
+
+Shapes in comments: B sequences, Q new tokens, K keys, R positions that get logits, E extension tokens, V vocabulary,
+d hidden size, H heads, P cache rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from cpmbee.config import ModelConfig
+from cpmbee.export import weights
+from cpmbee.export.builder import CONTRIB, GraphBuilder
+from cpmbee.export.functions import (
+    ATTENTION,
+    DOMAIN,
+    DOMAIN_VERSION,
+    bucketed_attention,
+    bucketed_position_bias,
+)
+from cpmbee.model.tensor_names import BIAS_TABLE, EMBEDDING
+
+Precision = Literal["fp32", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+
+IR_VERSION = 9  # the oldest supported runtime, 1.18, reads it
+OPSET = 18
+FLOAT = TensorProto.FLOAT
+
+FINAL_NORM = "encoder.output_layernorm.weight"
+
+
+class Residual(NamedTuple):
+    """The residual stream as two values that are still to be added, (B, Q, d) each."""
+
+    stream: str
+    addend: str
+
+
+@dataclass
+class _Assembly:
+    """What all blocks share while the graph grows.
+
+    Attributes:
+        graph: receives nodes and tensors.
+        config: the model.
+        dtype: of stored matrices.
+        num_blocks: kept blocks so far, n in `cpmbee.export.weights`.
+        num_caches: attention blocks so far.
+        selected: whether the stream already holds only the positions that get logits.
+    """
+
+    graph: GraphBuilder
+    config: ModelConfig
+    dtype: np.dtype[np.float32] | np.dtype[np.float16]
+    num_blocks: int = 0
+    num_caches: int = 0
+    selected: bool = False
+
+    @property
+    def folds(self) -> bool:
+        """Whether factors go into the matrices; fp16 files keep those bit for bit instead."""
+        return self.dtype == np.float32
+
+    def matrix(self, tensor: weights.StoredTensor) -> str:
+        """A stored matrix as fp32; the runtime converts a constant once, when it loads the model."""
+        name = self.graph.weight(tensor)
+        return name if self.dtype == np.float32 else self.graph.node("Cast", [name], f"{name}/fp32", to=FLOAT)
+
+    def times(self, value: str, factor: float, name: str) -> str:
+        """``value * factor``."""
+        scalar = self.graph.constant(f"{name}/factor", np.float32(factor))
+        return self.graph.node("Mul", [value, scalar], name)
+
+
+def build_graph(config: ModelConfig, precision: Precision) -> GraphBuilder:
+    """All nodes of the model and the tensors it needs; nothing is read yet."""
+    dtype = np.dtype(np.float32) if precision == "fp32" else np.dtype(np.float16)
+    made = _Assembly(GraphBuilder(), config, dtype)
+    graph = made.graph
+    table = graph.weight(weights.bias_table("position_bias", BIAS_TABLE, config)) if config.attention_layers else ""
+    embedding = weights.embedding("embedding", EMBEDDING, config, dtype)
+    graph.weight(embedding)
+    # In fp16 the head's factor 1/sqrt(d) is in the final norm; at the input it stands alone.
+    state = _embed(
+        made, "embed", "input_ids", "input_subs", 1.0 if made.folds else weights.linear_scale(config.hidden_size)
+    )
+    if not config.attention_layers:
+        state = Residual(*_select(made, state))
+    for layer in range(config.num_hidden_layers):
+        if layer in config.attention_layers:
+            state = _attention_block(made, layer, state, table)
+        if layer in config.ffn_layers:
+            state = _ffn_block(made, layer, state)
+    _head(made, state)
+    return graph
+
+
+def to_model(graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.TensorProto]) -> onnx.ModelProto:
+    """Wrap the nodes with inputs, outputs, functions and ``initializers`` into a model."""
+    caches = [f"{kind}_cache.{n}" for n in range(len(config.attention_layers)) for kind in ("key", "value")]
+    row: list[str | int] = ["P", config.num_attention_heads, config.dim_head]
+    inputs = [
+        _value("input_ids", TensorProto.INT32, ["B", "Q"]),
+        _value("input_subs", TensorProto.INT32, ["B", "Q"]),
+        _value("relation", TensorProto.INT16, ["B", "Q", "K"]),
+        _value("slots", TensorProto.INT32, ["B", "K"]),
+        _value("new_slots", TensorProto.INT32, ["B", "Q"]),
+        _value("logits_index", TensorProto.INT32, ["B", "R"]),
+        _value("ext_ids", TensorProto.INT32, ["E"]),
+        _value("ext_subs", TensorProto.INT32, ["E"]),
+        *(_value(name, FLOAT, row) for name in caches),
+    ]
+    outputs = [
+        _value("logits", FLOAT, ["B", "R", "V_plus_E"]),
+        *(_value(f"present_{name}", FLOAT, row) for name in caches),
+    ]
+    constants = [*graph.constants.values(), *initializers]
+    opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (CONTRIB, 1), (DOMAIN, DOMAIN_VERSION))]
+    functions = [bucketed_position_bias(), bucketed_attention()]
+    model: onnx.ModelProto = helper.make_model(
+        helper.make_graph(graph.nodes, "cpmbee", inputs, outputs, initializer=constants),
+        opset_imports=opsets,
+        functions=functions,
+        producer_name="cpmbee",
+        ir_version=IR_VERSION,
+    )
+    return model
+
+
+def _value(name: str, dtype: int, shape: list[str | int]) -> onnx.ValueInfoProto:
+    info: onnx.ValueInfoProto = helper.make_tensor_value_info(name, dtype, shape)
+    return info
+
+
+def _embed(made: _Assembly, scope: str, ids: str, subs: str, factor: float = 1.0) -> Residual:
+    """Rows of the embedding times ``factor``, rotated by the phases of their subscripts: two addends, (..., d) each."""
+    graph, config = made.graph, made.config
+    rows = graph.node("Gather", ["embedding", ids], f"{scope}/rows", axis=0)
+    if made.dtype == np.float16:
+        rows = graph.node("Cast", [rows], f"{scope}/rows_fp32", to=FLOAT)
+    if factor != 1.0:
+        rows = made.times(rows, factor, f"{scope}/rows_scaled")
+    position = graph.node("Cast", [subs], f"{scope}/subs_fp32", to=FLOAT)
+    scale = graph.constant("embed/distance_scale", np.float32(config.distance_scale))
+    position = graph.node("Mul", [position, scale], f"{scope}/position")
+    position = _phase_rounding(made, position)
+    column = graph.constant("last_axis", np.array([-1], np.int64))
+    position = graph.node("Unsqueeze", [position, column], f"{scope}/position_column")
+    frequencies = graph.constant("embed/frequencies", weights.signed_frequencies(config))
+    phase = graph.node("Mul", [position, frequencies], f"{scope}/phase")
+    phase = _phase_rounding(made, phase)
+    cos = graph.node("Cos", [phase], f"{scope}/cos")
+    sin = graph.node("Sin", [phase], f"{scope}/sin")
+    halves = [f"{scope}/first", f"{scope}/second"]
+    graph.multi("Split", [rows], halves, f"{scope}/halves", axis=-1, num_outputs=2)
+    swapped = graph.node("Concat", halves[::-1], f"{scope}/swapped", axis=-1)
+    straight = graph.node("Mul", [rows, cos], f"{scope}/straight")
+    turned = graph.node("Mul", [swapped, sin], f"{scope}/turned")
+    return Residual(straight, turned)
+
+
+def _phase_rounding(made: _Assembly, value: str) -> str:
+    """Round to fp16 where the model was trained with fp16 phases."""
+    if not made.config.half:
+        return value
+    rounded = made.graph.node("Cast", [value], f"{value}_fp16", to=TensorProto.FLOAT16)
+    return made.graph.node("Cast", [rounded], f"{value}_rounded", to=FLOAT)
+
+
+def _norm(made: _Assembly, scope: str, source: str, state: Residual, factor: float) -> tuple[str, str]:
+    """Add and normalize: the norm's output and the added stream, (B, Q, d) each."""
+    weight = made.graph.weight(weights.norm_weight(f"{scope}/norm_weight", source, made.config, factor))
+    normed, stream = f"{scope}/normed", f"{scope}/stream"
+    made.graph.multi(
+        "SkipSimplifiedLayerNormalization",
+        [state.stream, state.addend, weight],
+        [normed, "", "", stream],
+        f"{scope}/norm",
+        CONTRIB,
+        epsilon=weights.carried_eps(made.config.eps, made.num_blocks),
+    )
+    return normed, stream
+
+
+def _project_out(made: _Assembly, scope: str, value: str, source: str, dim_in: int) -> str:
+    """A block's output projection, scaled for the stream that is carried behind it: (B, Q, dim_in) -> (B, Q, d)."""
+    factor = weights.linear_scale(dim_in) * weights.blocks_factor(made.num_blocks)
+    dims_out = (made.config.hidden_size,)
+    name, folded = f"{scope}/out_weight", factor if made.folds else 1.0
+    matrix = made.matrix(weights.stacked_linears(name, (source,), dim_in, dims_out, made.dtype, folded))
+    out = made.graph.node("MatMul", [value, matrix], f"{scope}/out")
+    made.num_blocks += 1
+    return out if made.folds else made.times(out, factor, f"{scope}/out_scaled")
+
+
+def _attention_block(made: _Assembly, layer: int, state: Residual, table: str) -> Residual:
+    """Norm, Q, K and V in one product, attention over the cache, output projection."""
+    graph, config = made.graph, made.config
+    scope, source = f"layers.{layer}.attention", f"encoder.layers.{layer}.self_att"
+    factor = weights.linear_scale(config.hidden_size)
+    normed, stream = _norm(made, scope, f"{source}.layernorm_before_attention.weight", state, factor)
+    sources = tuple(f"{source}.self_attention.project_{part}.weight" for part in "qkv")
+    dims_out = (config.attention_dim,) * 3
+    name = f"{scope}/qkv_weight"
+    matrix = made.matrix(weights.stacked_linears(name, sources, config.hidden_size, dims_out, made.dtype))
+    qkv = graph.node("MatMul", [normed, matrix], f"{scope}/qkv")
+    n = made.num_caches
+    made.num_caches += 1
+    context = f"{scope}/context"
+    graph.multi(
+        ATTENTION,
+        [qkv, "relation", table, "slots", "new_slots", f"key_cache.{n}", f"value_cache.{n}"],
+        [context, f"present_key_cache.{n}", f"present_value_cache.{n}"],
+        f"{scope}/attention",
+        DOMAIN,
+        num_heads=config.num_attention_heads,
+        scale=weights.linear_scale(config.dim_head),
+    )
+    if made.num_caches == len(config.attention_layers):
+        stream, context = _select(made, (stream, context))
+    out = _project_out(made, scope, context, f"{source}.self_attention.attention_out.weight", config.attention_dim)
+    return Residual(stream, out)
+
+
+def _ffn_block(made: _Assembly, layer: int, state: Residual) -> Residual:
+    """Norm, both input projections in one product, gelu gate, output projection."""
+    graph, config = made.graph, made.config
+    scope, source = f"layers.{layer}.ffn", f"encoder.layers.{layer}.ffn"
+    factor = weights.linear_scale(config.hidden_size)
+    normed, stream = _norm(made, scope, f"{source}.layernorm_before_ffn.weight", state, factor)
+    sources = (f"{source}.ffn.w_in.w_0.weight", f"{source}.ffn.w_in.w_1.weight")
+    name, dims_out = f"{scope}/in_weight", (config.dim_ff,) * 2
+    matrix = made.matrix(weights.stacked_linears(name, sources, config.hidden_size, dims_out, made.dtype))
+    both = graph.node("MatMul", [normed, matrix], f"{scope}/in")
+    gate, value = f"{scope}/gate", f"{scope}/value"
+    graph.multi("Split", [both], [gate, value], f"{scope}/split", axis=-1, num_outputs=2)
+    gate = graph.node("Gelu", [gate], f"{scope}/gelu", CONTRIB)
+    gated = graph.node("Mul", [gate, value], f"{scope}/gated")
+    out = _project_out(made, scope, gated, f"{source}.ffn.w_out.weight", config.dim_ff)
+    return Residual(stream, out)
+
+
+def _select(made: _Assembly, values: tuple[str, str]) -> tuple[str, str]:
+    """Keep the positions that get logits, (B, Q, .) -> (B, R, .).
+
+    Done right behind the last attention: from there on positions do not look at each other, so all others may go.
+    """
+    graph = made.graph
+    index = graph.node("Cast", ["logits_index"], "select/index", to=TensorProto.INT64)
+    column = graph.constant("last_axis", np.array([-1], np.int64))
+    index = graph.node("Unsqueeze", [index, column], "select/index_column")
+    first, second = (graph.node("GatherND", [v, index], f"{v}_selected", batch_dims=1) for v in values)
+    return first, second
+
+
+def _head(made: _Assembly, state: Residual) -> None:
+    """Final norm, then logits of vocabulary and extension vocabulary, (B, R, V + E).
+
+    The embedding is the left operand, ``W h^T``: as the right operand ONNX Runtime would either pack a second copy of
+    it or transpose it on every call. This order reads it once, at memory speed, for up to 16 rows.
+    """
+    graph, config = made.graph, made.config
+    factor = 1.0 if made.folds else weights.linear_scale(config.hidden_size)
+    hidden, _ = _norm(made, "head", FINAL_NORM, state, factor)
+    flat = graph.constant("head/flat", np.array([-1, config.hidden_size], np.int64))
+    rows = graph.node("Reshape", [hidden, flat], "head/rows")
+    columns = graph.node("Transpose", [rows], "head/columns", perm=[1, 0])  # (d, B * R)
+    matrix = "embedding"
+    if made.dtype == np.float16:
+        matrix = graph.node("Cast", [matrix], "head/embedding_fp32", to=FLOAT)
+    base = graph.node("MatMul", [matrix, columns], "head/base")  # (V, B * R)
+    extension = graph.node("Add", list(_embed(made, "extension", "ext_ids", "ext_subs")), "extension/embedding")
+    ext = graph.node("MatMul", [extension, columns], "head/ext")  # (E, B * R)
+    both = graph.node("Concat", [base, ext], "head/both", axis=0)
+    by_row = graph.node("Transpose", [both], "head/by_row", perm=[1, 0])  # (B * R, V + E)
+    batch = graph.node("Shape", ["logits_index"], "head/batch_shape")
+    rest = graph.constant("last_axis", np.array([-1], np.int64))
+    shape = graph.node("Concat", [batch, rest], "head/logits_shape", axis=0)
+    graph.node("Reshape", [by_row, shape], "logits")
