@@ -1,0 +1,250 @@
+"""The relation builder in plain NumPy: what `cpmbee._relation` computes, said simply."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cpmbee.distance import signed_distance_buckets
+from cpmbee.encoding import DIFFERENT_SAMPLE, Int32
+from cpmbee.errors import PromptError
+
+if TYPE_CHECKING:
+    from cpmbee.config import ModelConfig
+    from cpmbee.encoding import Prompt
+
+SEGMENT, SAMPLE, POSITION, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET = range(7)
+NUM_COLUMNS = 7
+_INT32_MAX = 2**31 - 1
+
+
+class TokenLayout:
+    """What the relation matrix needs to know about a sequence of tokens; grows as tokens are generated.
+
+    The order of tokens is the causal order: an answer token sees answer tokens up to itself.
+
+    Args:
+        columns: int32[7, T]; rows are segment id, sample id, position, context (0 or 1), span, number of segments of
+            the sample, and where the sample starts in ``segment_rel``.
+        segment_rel: int32[R], tables of segment buckets. It is not copied and must not change.
+        reserve: tokens that can be appended before memory moves.
+
+    Raises:
+        PromptError: a column points outside ``segment_rel``.
+    """
+
+    def __init__(self, columns: npt.ArrayLike, segment_rel: Int32, reserve: int = 0) -> None:
+        given = np.asarray(columns, np.int32)
+        if given.ndim != 2 or given.shape[0] != NUM_COLUMNS:
+            raise PromptError(f"token columns must have shape ({NUM_COLUMNS}, T), not {given.shape}")
+        rel = np.ascontiguousarray(segment_rel, np.int32)
+        if rel.ndim != 1:
+            raise PromptError("segment_rel must have one dimension")
+        segments = given[NUM_SEGMENTS].astype(np.int64)
+        ends = given[REL_OFFSET] + segments * segments
+        inside = (
+            (given[SEGMENT] >= 0)
+            & (given[SEGMENT] < segments)
+            & (given[REL_OFFSET] >= 0)
+            & (ends <= len(rel))
+        )
+        if not inside.all():
+            raise PromptError(f"token {int(inside.argmin())} points outside the table of segment relations")
+        self.length = given.shape[1]
+        self.segment_rel = rel
+        self._columns = np.zeros((NUM_COLUMNS, self.length + max(reserve, 0)), np.int32)
+        self._columns[:, : self.length] = given
+        self._columns[CONTEXT] = self._columns[CONTEXT] != 0
+
+    @classmethod
+    def from_prompt(cls, prompt: Prompt, reserve: int = 0) -> TokenLayout:
+        """The layout of an encoded request, with room for ``reserve`` answer tokens."""
+        columns = np.empty((NUM_COLUMNS, len(prompt.input_ids)), np.int32)
+        columns[SEGMENT] = prompt.segment_ids
+        columns[SAMPLE] = prompt.sample_ids
+        columns[POSITION] = prompt.positions
+        columns[CONTEXT] = prompt.context
+        columns[SPAN] = 0
+        columns[NUM_SEGMENTS] = prompt.num_segments
+        columns[REL_OFFSET] = prompt.rel_offset
+        return cls(columns, prompt.segment_rel, reserve)
+
+    @property
+    def columns(self) -> Int32:
+        """int32[7, T], read-only: the tokens' columns as they are now."""
+        view = self._columns[:, : self.length]
+        view.flags.writeable = False
+        return view
+
+    def append(
+        self, segment_id: int, position: int, context: bool = False, sample_id: int = 0, span: int = 0
+    ) -> None:
+        """Add one token to a sample that the layout already has.
+
+        Raises:
+            PromptError: the sample, or the segment in it, does not exist.
+        """
+        known = self._columns[:, : self.length]
+        same = np.flatnonzero((known[SAMPLE] == sample_id) & (known[SPAN] == span))
+        if not len(same):
+            raise PromptError(f"cannot append to sample {sample_id} of span {span}: it has no tokens")
+        segments, offset = (int(known[row, same[-1]]) for row in (NUM_SEGMENTS, REL_OFFSET))
+        if not 0 <= segment_id < segments:
+            raise PromptError(f"cannot append to segment {segment_id}: the sample has {segments}")
+        if not -_INT32_MAX <= position <= _INT32_MAX:
+            raise PromptError(f"position {position} does not fit 32 bits")
+        if self.length == self._columns.shape[1]:
+            room = np.zeros((NUM_COLUMNS, max(16, self.length // 2)), np.int32)
+            self._columns = np.concatenate([self._columns, room], axis=1)
+        self._columns[:, self.length] = (segment_id, sample_id, position, context, span, segments, offset)
+        self.length += 1
+
+    def truncate(self, length: int) -> None:
+        """Forget the tokens from index ``length`` on.
+
+        Raises:
+            PromptError: the layout has fewer.
+        """
+        if not 0 <= length <= self.length:
+            raise PromptError(f"cannot truncate a layout of {self.length} tokens to {length}")
+        self.length = length
+
+    def take(self, indices: npt.ArrayLike, reserve: int = 0) -> TokenLayout:
+        """A layout of the tokens at ``indices``, in that order: a part, or examples before the request.
+
+        Raises:
+            PromptError: an index is out of range.
+        """
+        chosen = np.asarray(indices, np.int64)
+        if chosen.ndim != 1 or (
+            chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.length
+        ):
+            raise PromptError(f"indices must be a list of numbers from 0 to {self.length - 1}")
+        return type(self)(self._columns[:, chosen], self.segment_rel, reserve)
+
+    def copy(self, reserve: int = 0) -> TokenLayout:
+        """An independent layout of the same tokens."""
+        return type(self)(self._columns[:, : self.length], self.segment_rel, reserve)
+
+    def __len__(self) -> int:
+        return self.length
+
+
+class RelationBuilder:
+    """Writes the relation matrix: for each query and key the row of the bias table, or -1 for "may not look".
+
+    Args:
+        config: its number of buckets and the greatest distance.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._buckets = config.position_bias_num_buckets
+        self._segment_buckets = config.position_bias_num_segment_buckets
+        self._reach = config.position_bias_max_distance
+        self._distances = signed_distance_buckets(config)
+
+    def fill(self, out: npt.NDArray[np.int16], layout: TokenLayout, q_start: int = 0) -> None:
+        """Write the rows of the queries from ``q_start`` to the layout's end.
+
+        Args:
+            out: int16[Q, W], Q queries, W >= T keys; what lies past key T becomes -1.
+            layout: the T tokens.
+            q_start: index of the first query.
+
+        Raises:
+            PromptError: a segment bucket has no row in the bias table.
+            ValueError: ``out`` has another type or shape.
+        """
+        queries = layout.length - q_start
+        if out.dtype != np.int16 or out.ndim != 2:
+            raise ValueError("out must be an int16 matrix")
+        if not 0 <= q_start <= layout.length or out.shape[0] != queries or out.shape[1] < layout.length:
+            raise ValueError(
+                f"out has shape {out.shape}; {queries} queries and {layout.length} keys do not fit it"
+            )
+        rows = self._rows(layout.columns, layout.segment_rel, q_start)
+        out[:, : layout.length] = rows
+        out[:, layout.length :] = -1
+
+    def packed(
+        self,
+        context: npt.NDArray[Any],
+        sample_ids: Int32,
+        num_segments: Int32,
+        segment_ids: Int32,
+        segment_rel_offset: Int32,
+        segment_rel: Int32,
+        spans: Int32,
+        length: Int32,
+    ) -> npt.NDArray[np.int16]:
+        """The relation matrices of a packed training batch, where positions count from 0 in each row.
+
+        Args:
+            context: bool or int[B, T].
+            sample_ids: int32[B, T].
+            num_segments: int32[B, T].
+            segment_ids: int32[B, T].
+            segment_rel_offset: int32[B, T].
+            segment_rel: int32[B, R].
+            spans: int32[B, T]; tokens of different spans never see each other.
+            length: int32[B], tokens of each row; the rest is padding.
+
+        Returns:
+            int16[B, T, T].
+
+        Raises:
+            PromptError: an array points outside another, or a segment bucket has no row in the bias table.
+        """
+        batch, width = np.shape(context)
+        given = (segment_ids, sample_ids, context, spans, num_segments, segment_rel_offset)
+        shapes = {np.shape(column) for column in given}
+        if (
+            shapes != {(batch, width)}
+            or np.shape(length) != (batch,)
+            or np.shape(segment_rel)[:-1] != (batch,)
+        ):
+            raise PromptError("the arrays of a packed batch do not have the same shape")
+        out = np.full((batch, width, width), -1, np.int16)
+        for row in range(batch):
+            tokens = int(length[row])
+            if not 0 <= tokens <= width:
+                raise PromptError(f"row {row}: length {tokens} is not in 0..{width}")
+            columns = np.empty((NUM_COLUMNS, tokens), np.int32)
+            columns[POSITION] = np.arange(tokens)
+            for index, column in zip(
+                (SEGMENT, SAMPLE, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET), given, strict=True
+            ):
+                columns[index] = column[row, :tokens]
+            self.fill(out[row, :tokens], TokenLayout(columns, segment_rel[row]))
+        return out
+
+    def _rows(self, columns: Int32, segment_rel: Int32, q_start: int) -> npt.NDArray[np.int64]:
+        keys = columns.astype(np.int64)[:, None, :]  # (columns, 1, keys)
+        queries = columns[:, q_start:].astype(np.int64)[:, :, None]  # (columns, queries, 1)
+        same_sample = (queries[SAMPLE] == keys[SAMPLE]) & (queries[SPAN] == keys[SPAN])
+        order = np.arange(columns.shape[1])
+        earlier = order[None, :] <= order[q_start:, None]
+        visible = (keys[CONTEXT] == 1) | ((queries[CONTEXT] == 0) & earlier)
+        visible = visible & (queries[SPAN] == keys[SPAN]) & ((queries[SAMPLE] == 0) | same_sample)
+
+        index = np.where(
+            same_sample, queries[SEGMENT] * queries[NUM_SEGMENTS] + keys[SEGMENT] + queries[REL_OFFSET], 0
+        )
+        if same_sample.any():
+            if not 0 <= int(index.min()) <= int(index.max()) < len(segment_rel):
+                raise PromptError("a token points outside the table of segment relations")
+            segment_bucket = np.where(same_sample, segment_rel[index], DIFFERENT_SAMPLE)
+        else:
+            segment_bucket = np.full(same_sample.shape, DIFFERENT_SAMPLE)
+        used = segment_bucket[visible]
+        if used.size and not 0 <= int(used.min()) <= int(used.max()) <= self._segment_buckets:
+            raise PromptError(
+                f"the request needs a segment bucket outside 1..{self._segment_buckets}, which is all that the "
+                "model's bias table has; nest the dicts less deep"
+            )
+        distance = np.clip(keys[POSITION] - queries[POSITION], -self._reach, self._reach)
+        inside = self._distances[distance + self._reach]
+        rows = np.where(segment_bucket == 0, inside, self._buckets + segment_bucket - 1)
+        return np.where(visible, rows, -1)
