@@ -9,16 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cpmbee.model.checkpoint import Checkpoint, load_model, open_checkpoint, save_checkpoint
     from cpmbee.model.cpmbee import IGNORE_INDEX, CpmBee, ModelOutput, language_model_loss
+    from cpmbee.model.lora import LoraDelta, read_lora
 
 _HOME = {
     "IGNORE_INDEX": "cpmbee",
+    "Checkpoint": "checkpoint",
     "CpmBee": "cpmbee",
+    "LoraDelta": "lora",
     "ModelOutput": "cpmbee",
     "language_model_loss": "cpmbee",
+    "load_model": "checkpoint",
+    "open_checkpoint": "checkpoint",
+    "read_lora": "lora",
+    "save_checkpoint": "checkpoint",
 }
 
-__all__ = ["IGNORE_INDEX", "CpmBee", "ModelOutput", "language_model_loss"]
+__all__ = [
+    "IGNORE_INDEX",
+    "Checkpoint",
+    "CpmBee",
+    "LoraDelta",
+    "ModelOutput",
+    "language_model_loss",
+    "load_model",
+    "open_checkpoint",
+    "read_lora",
+    "save_checkpoint",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,154 @@
+"""Writing the reference model as a checkpoint that this project, the research code or Hugging Face's code reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.model.tensor_names import HUGGINGFACE_PREFIX, expected_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+    from cpmbee.model.cpmbee import CpmBee
+
+Dialect = Literal["huggingface", "original"]
+FileFormat = Literal["safetensors", "bin"]
+
+_STEM = {"safetensors": "model", "bin": "pytorch_model"}
+
+
+def save_checkpoint(
+    model: CpmBee,
+    folder: str | Path,
+    dialect: Dialect = "huggingface",
+    file_format: FileFormat = "safetensors",
+    max_shard_bytes: int = 5 << 30,
+    vocab_file: str | Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint folder, bit for bit what the model's parameters hold, in their own dtype.
+
+    The files are written to a temporary folder beside ``folder``, which then takes its place: an interrupted save
+    leaves nothing half-written there.
+
+    Args:
+        model: its parameters may be on any device.
+        folder: created; its parents too.
+        dialect: names of tensors and configuration fields.
+        file_format: ``safetensors``, or ``bin`` for ``torch.save``.
+        max_shard_bytes: a file holds no more, except that a tensor is never split.
+        vocab_file: copied to ``vocab.txt`` in the folder.
+        overwrite: replace an existing folder and everything in it, if it is a checkpoint (has a ``config.json``).
+
+    Raises:
+        CheckpointError: the folder exists, or an unknown option.
+        DependencyError: safetensors is not installed.
+    """
+    folder = Path(folder)
+    if dialect not in ("huggingface", "original") or file_format not in _STEM or max_shard_bytes <= 0:
+        raise CheckpointError(
+            f"{folder}: cannot save as {dialect!r}, {file_format!r}, {max_shard_bytes} bytes a file; dialects are "
+            "huggingface and original, formats safetensors and bin"
+        )
+    if folder.exists() and not (overwrite and (folder / "config.json").is_file()):
+        raise CheckpointError(f"{folder}: exists already; " + ("not a checkpoint" if overwrite else "not overwritten"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
+    partial.mkdir()
+    try:
+        _write_weights(model, partial, dialect, file_format, max_shard_bytes)
+        _write_config(model, partial, dialect)
+        if vocab_file is not None:
+            shutil.copyfile(vocab_file, partial / "vocab.txt")
+        for file in partial.iterdir():
+            _flush(file)
+        _put_in_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_weights(model: CpmBee, folder: Path, dialect: Dialect, file_format: FileFormat, max_bytes: int) -> None:
+    parameters = dict(model.named_parameters())
+    sizes = {
+        name: parameters[name].numel() * parameters[name].element_size() for name in expected_tensors(model.config)
+    }
+    shards = _split(sizes, max_bytes)
+    prefix = HUGGINGFACE_PREFIX if dialect == "huggingface" else ""
+    stem, suffix = _STEM[file_format], file_format
+    weight_map: dict[str, str] = {}
+    for i, names in enumerate(shards, start=1):
+        number = "" if len(shards) == 1 else f"-{i:05d}-of-{len(shards):05d}"
+        file = f"{stem}{number}.{suffix}"
+        _write_shard({prefix + name: parameters[name] for name in names}, folder / file)
+        weight_map.update(dict.fromkeys((prefix + name for name in names), file))
+    if len(shards) > 1:
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        _write_json(folder / f"{stem}.{suffix}.index.json", index)
+
+
+def _split(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
+    """Names in order, in groups that hold at most ``max_bytes`` or one tensor."""
+    shards: list[list[str]] = []
+    room = 0
+    for name, size in sizes.items():
+        if not shards or size > room:
+            shards.append([])
+            room = max_bytes
+        shards[-1].append(name)
+        room -= size
+    return shards
+
+
+def _write_shard(parameters: dict[str, torch.nn.Parameter], file: Path) -> None:
+    import torch
+
+    # A copy on the CPU that owns exactly its elements: torch.save would write the whole storage behind a view.
+    tensors = {name: parameter.detach().cpu().clone().contiguous() for name, parameter in parameters.items()}
+    if file.suffix == ".bin":
+        torch.save(tensors, file)
+        return
+    try:
+        from safetensors.torch import save_file
+    except ImportError:
+        raise DependencyError('writing safetensors needs safetensors: pip install "cpmbee[torch]"') from None
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def _write_config(model: CpmBee, folder: Path, dialect: Dialect) -> None:
+    values = model.config.to_dict(dialect)
+    if dialect == "huggingface":
+        values["torch_dtype"] = str(model.input_embedding.weight.dtype).removeprefix("torch.")
+    _write_json(folder / "config.json", values)
+
+
+def _write_json(file: Path, value: object) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flush(path: Path) -> None:
+    """Force a file to the disk, so that a power cut after the rename finds it whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Rename; an existing folder is moved aside first and removed last, so that one of the two is always whole."""
+    old = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
+    if folder.exists():
+        folder.rename(old)
+    try:
+        partial.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
