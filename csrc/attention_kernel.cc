@@ -1,0 +1,146 @@
+#include "attention_kernel.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+namespace cpmbee {
+namespace {
+
+constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr int64_t kTinyWork = 1 << 18;  // multiply-adds that take less time than waking a thread
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const AttentionKernels& kernels_of(Isa isa) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (isa == Isa::avx512) return kAvx512Attention;
+  if (isa == Isa::avx2) return kAvx2Attention;
+#endif
+  (void)isa;
+  return kScalarAttention;
+}
+
+class Serial final : public Executor {
+ public:
+  void run(size_t total, void (*body)(void*, size_t), void* data) const override {
+    for (size_t i = 0; i < total; ++i) body(data, i);
+  }
+};
+
+// This thread's buffer of at least `count` floats, aligned to a cache line; grows and is kept for the next call.
+float* thread_scratch(size_t count) {
+  constexpr size_t kLine = 64;
+  thread_local std::vector<float> buffer;
+  if (buffer.size() < count + kLine / sizeof(float)) buffer.resize(count + kLine / sizeof(float));
+  const auto address = reinterpret_cast<uintptr_t>(buffer.data());
+  return buffer.data() + (kLine - address % kLine) % kLine / sizeof(float);
+}
+
+void attend_by_query_tile(const AttentionProblem& p, const AttentionKernels& kernels, const Executor& executor) {
+  const int64_t query_tiles = ceil_div(p.queries, kQueryTile);
+  const int64_t key_tiles = ceil_div(p.keys, kKeyTile);
+  const size_t scratch_floats = kernels.scratch_floats(p);
+
+  // (batch, query tiles, key tiles): does any of these queries see any of these keys?
+  std::vector<uint8_t> visible(p.batch * query_tiles * key_tiles);
+  executor.for_each(p.batch * query_tiles, [&](size_t i) {
+    const int64_t b = i / query_tiles;
+    const int64_t q_begin = i % query_tiles * kQueryTile;
+    const int64_t q_end = std::min(q_begin + kQueryTile, p.queries);
+    for (int64_t tile = 0; tile < key_tiles; ++tile) {
+      const int64_t k_begin = tile * kKeyTile;
+      const int64_t count = std::min(kKeyTile, p.keys - k_begin);
+      bool any = false;
+      for (int64_t q = q_begin; q < q_end && !any; ++q) {
+        const int16_t* relation = p.relation_row(b, q) + k_begin;
+        any = std::any_of(relation, relation + count, [](int16_t r) { return r >= 0; });
+      }
+      visible[i * key_tiles + tile] = any;
+    }
+  });
+
+  executor.for_each(p.batch * p.heads * query_tiles, [&](size_t i) {
+    // Later tiles see more keys: the long jobs come first, so that the threads finish together.
+    const int64_t tile = query_tiles - 1 - i / (p.batch * p.heads);
+    const int64_t b = i % (p.batch * p.heads) / p.heads;
+    const int64_t h = i % p.heads;
+    const int64_t q_begin = tile * kQueryTile;
+    kernels.attend_tile(p, b, h, q_begin, std::min(q_begin + kQueryTile, p.queries),
+                        &visible[(b * query_tiles + tile) * key_tiles], thread_scratch(scratch_floats));
+  });
+}
+
+// One head of one query, from the partial results of all chunks.
+void merge(const AttentionPartial* chunks, int64_t num_chunks, int64_t entry, int64_t dim_head, float* context) {
+  float max = kMinusInfinity;
+  for (int64_t c = 0; c < num_chunks; ++c) max = std::max(max, chunks[c].max[entry]);
+  std::fill(context, context + dim_head, 0.0f);
+  float sum = 0.0f;
+  for (int64_t c = 0; c < num_chunks; ++c) {
+    if (chunks[c].max[entry] == kMinusInfinity) continue;
+    const float weight = std::exp(chunks[c].max[entry] - max);
+    const float* part = chunks[c].context + entry * dim_head;
+    sum += weight * chunks[c].sum[entry];
+    for (int64_t d = 0; d < dim_head; ++d) context[d] += weight * part[d];
+  }
+  if (sum == 0.0f) return;  // nothing seen: zeros
+  const float inverse = 1.0f / sum;
+  for (int64_t d = 0; d < dim_head; ++d) context[d] *= inverse;
+}
+
+void attend_by_key_chunk(const AttentionProblem& p, const AttentionKernels& kernels, const Executor& executor) {
+  const int64_t num_chunks = ceil_div(p.keys, kKeyChunk);
+  const int64_t entries = p.queries * p.heads;
+  const int64_t part_size = entries * (2 + p.dim_head);
+  const size_t scratch_floats = kernels.scratch_floats(p);
+
+  thread_local std::vector<float> storage;
+  if (storage.size() < static_cast<size_t>(p.batch * num_chunks * part_size)) {
+    storage.resize(p.batch * num_chunks * part_size);
+  }
+  std::vector<AttentionPartial> parts(p.batch * num_chunks);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    float* part = storage.data() + i * part_size;
+    parts[i] = {part, part + entries, part + 2 * entries};
+  }
+  executor.for_each(parts.size(), [&](size_t i) {
+    const int64_t k_begin = i % num_chunks * kKeyChunk;
+    kernels.attend_chunk(p, i / num_chunks, k_begin, std::min(k_begin + kKeyChunk, p.keys), parts[i],
+                         thread_scratch(scratch_floats));
+  });
+
+  const auto merge_query = [&](size_t i) {
+    const int64_t b = i / p.queries;
+    const int64_t q = i % p.queries;
+    for (int64_t h = 0; h < p.heads; ++h) {
+      merge(&parts[b * num_chunks], num_chunks, q * p.heads + h, p.dim_head, p.context_row(b, q, h));
+    }
+  };
+  for (int64_t i = 0; i < p.batch * p.queries; ++i) merge_query(i);
+}
+
+}  // namespace
+
+BiasTable::BiasTable(const float* table, int64_t buckets, int64_t heads)
+    : buckets_(buckets), heads_(heads), values_(heads * (buckets + 1)) {
+  for (int64_t h = 0; h < heads; ++h) {
+    float* row = &values_[h * (buckets + 1)];
+    row[0] = kMinusInfinity;
+    for (int64_t r = 0; r < buckets; ++r) row[1 + r] = table[r * heads + h];
+  }
+}
+
+void attend(const AttentionProblem& p, Isa isa, const Executor& executor) {
+  const Serial serial;
+  const bool tiny = p.batch * p.queries * p.keys * p.row_size() < kTinyWork;
+  const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;
+  const AttentionKernels& kernels = kernels_of(isa);
+  if (kernels.attend_chunk != nullptr && p.queries <= kDecodeQueries) {
+    attend_by_key_chunk(p, kernels, chosen);
+  } else {
+    attend_by_query_tile(p, kernels, chosen);
+  }
+}
+
+}  // namespace cpmbee

@@ -1,0 +1,105 @@
+// Attention with the position bias looked up tile by tile: plain C++, no ONNX Runtime.
+//
+// Two regimes. With many queries (prefill) a job is one head of one sequence for a tile of queries, and keys pass by in
+// packed tiles. With few queries (decode) reading the cache is the work, so a job is a chunk of keys of one sequence
+// with all heads - whole cache rows are read, once - and the chunks' partial results are merged. How work is split
+// depends on shapes only, never on the number of threads, so neither do the results.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "cpu.h"
+
+namespace cpmbee {
+
+constexpr int64_t kKeyTile = 64;       // keys whose scores exist at one time
+constexpr int64_t kQueryTile = 96;     // queries of one prefill job
+constexpr int64_t kKeyChunk = 128;     // keys of one decode job
+constexpr int64_t kDecodeQueries = 4;  // up to this many queries, reading the cache costs more than computing
+
+// The bias table by head, so that one head's lookups stay close together; relation -1 finds -inf.
+class BiasTable {
+ public:
+  BiasTable() = default;
+  // `table` is (buckets, heads).
+  BiasTable(const float* table, int64_t buckets, int64_t heads);
+
+  int64_t buckets() const { return buckets_; }
+  int64_t heads() const { return heads_; }
+  // head(h)[r] for r = -1 .. buckets - 1.
+  const float* head(int64_t h) const { return values_.data() + h * (buckets_ + 1) + 1; }
+
+ private:
+  int64_t buckets_ = 0;
+  int64_t heads_ = 0;
+  std::vector<float> values_;  // (heads, 1 + buckets)
+};
+
+// Inputs, already validated, and the output.
+struct AttentionProblem {
+  int64_t batch = 0;
+  int64_t queries = 0;
+  int64_t keys = 0;
+  int64_t heads = 0;
+  int64_t dim_head = 0;
+  float scale = 1.0f;
+  const float* qkv = nullptr;         // (batch, queries, 3, heads, dim_head); only q is read
+  const int16_t* relation = nullptr;  // (batch, queries, keys)
+  const BiasTable* bias = nullptr;
+  const int32_t* slots = nullptr;      // (batch, keys)
+  const float* key_cache = nullptr;    // (rows, heads, dim_head)
+  const float* value_cache = nullptr;  // (rows, heads, dim_head)
+  float* context = nullptr;            // (batch, queries, heads, dim_head)
+
+  int64_t row_size() const { return heads * dim_head; }
+  const float* query(int64_t b, int64_t q, int64_t h) const {
+    return qkv + (b * queries + q) * 3 * row_size() + h * dim_head;
+  }
+  const int16_t* relation_row(int64_t b, int64_t q) const { return relation + (b * queries + q) * keys; }
+  float* context_row(int64_t b, int64_t q, int64_t h) const {
+    return context + (b * queries + q) * row_size() + h * dim_head;
+  }
+};
+
+// A softmax-weighted sum over some of the keys, not yet divided by `sum`; one entry per (query, head).
+struct AttentionPartial {
+  float* max;      // (queries, heads): largest score, -inf when no key was seen
+  float* sum;      // (queries, heads): of exp(score - max)
+  float* context;  // (queries, heads, dim_head)
+};
+
+// The inner loops for one instruction set. `scratch` points to scratch_floats() floats, aligned to 64 bytes.
+struct AttentionKernels {
+  size_t (*scratch_floats)(const AttentionProblem&);
+  // Queries [q_begin, q_end) of head h; key_tiles[i] is 0 where none of them sees a key of tile i.
+  void (*attend_tile)(const AttentionProblem&, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
+                      const uint8_t* key_tiles, float* scratch);
+  // All queries and heads over keys [k_begin, k_end), at most kKeyChunk; null: this set has no decode regime.
+  void (*attend_chunk)(const AttentionProblem&, int64_t b, int64_t k_begin, int64_t k_end,
+                       const AttentionPartial& result, float* scratch);
+};
+
+extern const AttentionKernels kScalarAttention;  // the reference: what the others are compared with
+#if defined(__x86_64__) && defined(__GNUC__)
+extern const AttentionKernels kAvx2Attention;
+extern const AttentionKernels kAvx512Attention;
+#endif
+
+// Runs body(data, i) for every i in [0, total), on any threads, and returns when all are done.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+  virtual void run(size_t total, void (*body)(void* data, size_t i), void* data) const = 0;
+
+  template <class F>
+  void for_each(size_t total, F&& body) const {
+    run(total, [](void* data, size_t i) { (*static_cast<std::remove_reference_t<F>*>(data))(i); }, &body);
+  }
+};
+
+// Computes problem.context with the kernels of `isa`. May throw std::bad_alloc.
+void attend(const AttentionProblem& problem, Isa isa, const Executor& executor);
+
+}  // namespace cpmbee
