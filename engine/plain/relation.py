@@ -52,7 +52,7 @@ class TokenLayout:
         )
         if not inside.all():
             raise PromptError(f"token {int(inside.argmin())} points outside the table of segment relations")
-        self.length = given.shape[1]
+        self.length: int = given.shape[1]
         self.segment_rel = rel
         self._columns = np.zeros((NUM_COLUMNS, self.length + max(reserve, 0)), np.int32)
         self._columns[:, : self.length] = given

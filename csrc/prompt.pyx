@@ -1,0 +1,378 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
+"""The prompt encoder on the trie; `cpmbee.plain.prompt` says what it computes."""
+
+import numpy as np
+
+from cpython.dict cimport PyDict_Next
+from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport PyObject
+from libc.stdint cimport INT32_MAX, int32_t
+from libc.stdlib cimport free, realloc
+from libc.string cimport memcpy, memset
+
+from cpmbee import text_errors
+from cpmbee._tokenizer import Tokenizer
+from cpmbee.encoding import MAX_DEPTH, MAX_NESTING, MAX_SEGMENTS, AnswerSlot, EncodedData, Prompt
+
+include "scan.pxi"
+
+cdef enum:
+    SEGMENT_LIMIT = 1024
+    NESTING_LIMIT = 64
+    DEPTH = 8
+    NUM_BUCKETS = DEPTH * DEPTH + 1
+if (SEGMENT_LIMIT, NESTING_LIMIT, DEPTH) != (MAX_SEGMENTS, MAX_NESTING, MAX_DEPTH):
+    raise ImportError("csrc/prompt.pyx is compiled with other limits than cpmbee.encoding has; rebuild it")
+
+# Buckets are nodes of a small graph: one more step up from a bucket, and the same way walked backwards.
+cdef int32_t STEP_UP[NUM_BUCKETS]
+cdef int32_t BACKWARDS[NUM_BUCKETS]
+
+
+cdef inline int32_t bucket_of(int n_up, int n_down) noexcept nogil:
+    cdef int32_t bucket = min(n_up, DEPTH - 1) * DEPTH + min(n_down, DEPTH - 1)
+    return bucket + 1 if bucket else 0
+
+
+cdef void fill_bucket_steps() noexcept:
+    cdef int n_up, n_down
+    for n_up in range(DEPTH):
+        for n_down in range(DEPTH):
+            STEP_UP[bucket_of(n_up, n_down)] = bucket_of(n_up + 1, n_down)
+            BACKWARDS[bucket_of(n_up, n_down)] = bucket_of(n_down, n_up)
+
+
+fill_bucket_steps()
+
+
+cdef void fill_segment_rel(int32_t *table, const int32_t *parents, Py_ssize_t size) noexcept nogil:
+    """Buckets between all segments; a segment sees what its parent sees from one step higher."""
+    cdef Py_ssize_t i, j
+    cdef const int32_t *above
+    cdef int32_t *row
+    for i in range(size):
+        row = table + i * size
+        row[i] = 0
+        if i == 0:
+            continue
+        above = table + parents[i] * size
+        for j in range(i):
+            row[j] = STEP_UP[above[j]]
+        for j in range(i):
+            table[j * size + i] = BACKWARDS[row[j]]
+
+
+cdef class _Sample:
+    """The segments of one nested dict, in the order of their ids."""
+
+    cdef str root  # how errors call it
+    cdef list texts
+    cdef object rng
+    cdef Py_ssize_t size
+    cdef int32_t parents[SEGMENT_LIMIT]
+    cdef bint is_key[SEGMENT_LIMIT]
+    cdef bint is_answer[SEGMENT_LIMIT]
+    cdef bint has_answer_key
+
+    def __cinit__(self, data, str root, rng):
+        if not isinstance(data, dict):
+            raise text_errors.not_a_dict(root, data)
+        self.root, self.rng, self.texts = root, rng, []
+        self.add("<root>", -1, True, False)
+        self.walk(data, 0, 0, False)
+
+    cdef Py_ssize_t add(self, str text, Py_ssize_t parent, bint is_key, bint is_answer) except -1:
+        if self.size == SEGMENT_LIMIT:
+            raise text_errors.too_many_segments(self.root, SEGMENT_LIMIT)
+        self.texts.append(text)
+        self.parents[self.size] = <int32_t>parent
+        self.is_key[self.size] = is_key
+        self.is_answer[self.size] = is_answer
+        self.size += 1
+        return self.size - 1
+
+    cdef int walk(self, object value, Py_ssize_t parent, int depth, bint under_answer) except -1:
+        cdef Py_ssize_t position = 0
+        cdef PyObject *key
+        cdef PyObject *child
+        if type(value) is str:
+            self.add(value, parent, False, under_answer)
+        elif isinstance(value, str):
+            self.add(PyUnicode_FromObject(value), parent, False, under_answer)
+        elif not isinstance(value, dict):
+            raise text_errors.leaf_not_a_string(self.root, self.path(parent), value)
+        elif depth == NESTING_LIMIT:
+            raise text_errors.too_deep(self.root, self.path(parent), NESTING_LIMIT)
+        elif type(value) is dict and (self.rng is None or not under_answer):
+            while PyDict_Next(value, &position, &key, &child):
+                self.walk_item(<object>key, <object>child, parent, depth, under_answer)
+        else:
+            items = list(value.items())
+            if self.rng is not None and under_answer:
+                items = [items[i] for i in self.rng.permutation(len(items))]
+            for a_key, a_child in items:
+                self.walk_item(a_key, a_child, parent, depth, under_answer)
+        return 0
+
+    cdef int walk_item(self, object key, object child, Py_ssize_t parent, int depth, bint under_answer) except -1:
+        if type(key) is not str:
+            if not isinstance(key, str):
+                raise text_errors.key_not_a_string(self.root, self.path(parent), key)
+            key = PyUnicode_FromObject(key)
+        cdef Py_ssize_t segment = self.add(key, parent, True, False)
+        if depth == 0 and <str>key == "<ans>":
+            self.has_answer_key = under_answer = True
+        return self.walk(child, segment, depth + 1, under_answer)
+
+    cdef tuple path(self, Py_ssize_t segment):
+        """The keys that lead to a segment, its own included where it is one."""
+        cdef list keys = []
+        while segment > 0:
+            if self.is_key[segment]:
+                keys.append(self.texts[segment])
+            segment = self.parents[segment]
+        return tuple(keys[::-1])
+
+
+cdef int grow(int32_t **column, Py_ssize_t capacity) except -1:
+    cdef int32_t *moved = <int32_t *>realloc(column[0], capacity * sizeof(int32_t))
+    if moved is NULL:
+        raise MemoryError("no memory for the tokens")
+    column[0] = moved
+    return 0
+
+
+cdef class _Encoder:
+    """Columns of tokens, growing sample by sample, and what has been given out to special and unknown tokens."""
+
+    cdef object tokenizer
+    cdef const Trie *trie
+    cdef int32_t bos_id, eos_id, unk_id
+    cdef Py_ssize_t vocab_size
+    cdef dict pairs  # text -> (base id, subscript)
+    cdef dict groups  # base id -> {ext id: subscript}
+    cdef dict ext_table  # ext id -> text
+    cdef int32_t *ids
+    cdef int32_t *subs
+    cdef int32_t *segments
+    cdef Py_ssize_t count, capacity
+
+    def __cinit__(self, tokenizer):
+        if not isinstance(tokenizer, Tokenizer):
+            raise TypeError(f"expected a compiled Tokenizer, not {type(tokenizer).__name__}")
+        self.tokenizer = tokenizer
+        self.trie = <const Trie *>PyCapsule_GetPointer(tokenizer.trie_capsule, TRIE_CAPSULE)
+        self.bos_id, self.eos_id, self.unk_id = tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id
+        self.vocab_size = tokenizer.vocab_size
+        self.pairs, self.groups, self.ext_table = {}, {}, {}
+
+    def __dealloc__(self):
+        free(self.ids)
+        free(self.subs)
+        free(self.segments)
+
+    cdef int go_on(self, previous) except -1:
+        """Continue the tables of an earlier sample."""
+        cdef dict subs
+        self.ext_table = dict(previous.ext_table)
+        for group, given in previous.token_id_table.items():
+            base = self.tokenizer.token_to_id(group)
+            self.groups[base] = subs = dict(given)
+            for ext_id, sub in subs.items():
+                self.pairs[self.ext_table[ext_id]] = (base, sub)
+        return 0
+
+    cdef int reserve(self, Py_ssize_t more) except -1:
+        cdef Py_ssize_t capacity
+        if self.count + more <= self.capacity:
+            return 0
+        capacity = self.count + more + self.capacity // 2
+        grow(&self.ids, capacity)
+        grow(&self.subs, capacity)
+        grow(&self.segments, capacity)
+        self.capacity = capacity
+        return 0
+
+    cdef int encode(self, _Sample sample, bint as_request) except -1:
+        """Append a sample's tokens; of a request, answers only take the subscripts of their placeholders."""
+        cdef Py_ssize_t segment, start, answers = 0
+        cdef str text
+        for segment in range(sample.size):
+            start = self.count
+            text = sample.texts[segment]
+            if as_request and sample.is_answer[segment]:
+                answers += 1
+                text = f"<ans_{answers}>"
+            self.reserve(PyUnicode_GET_LENGTH(text) + 2)
+            self.ids[start] = self.bos_id
+            self.subs[start] = 0
+            self.count += 1
+            self.encode_text(text, sample, segment)
+            if sample.is_answer[segment]:
+                if as_request:
+                    self.count = start
+            else:
+                self.ids[self.count] = self.eos_id
+                self.subs[self.count] = 0
+                self.count += 1
+            while start < self.count:
+                self.segments[start] = <int32_t>segment
+                start += 1
+        if self.count > INT32_MAX:
+            raise text_errors.too_long(sample.root)
+        return 0
+
+    cdef int encode_text(self, str text, _Sample sample, Py_ssize_t segment) except -1:
+        cdef Scan scan
+        cdef ScanEvent event
+        cdef Py_ssize_t start
+        scan_begin(&scan, self.trie, text)
+        while True:
+            start = self.count
+            event = scan_tokens(&scan, self.ids, &self.count)
+            memset(self.subs + start, 0, (self.count - start) * sizeof(int32_t))
+            if event == SCAN_END:
+                return 0
+            if event == SCAN_UNCLOSED:
+                where = text_errors.format_path(sample.root, sample.path(segment))
+                raise text_errors.unclosed_special(scan.start, where)
+            base, sub = self.subscript(scanned_piece(text, &scan, event))
+            self.ids[self.count] = base
+            self.subs[self.count] = sub
+            self.count += 1
+
+    cdef tuple subscript(self, str text):
+        """The base id and the subscript of a special or unknown token, given out when it is first seen."""
+        cdef tuple pair = self.pairs.get(text)
+        cdef dict subs
+        if pair is None:
+            base = scan_group(self.trie, text)
+            if base < 0:
+                base = self.unk_id
+            subs = self.groups.get(base)
+            if subs is None:
+                self.groups[base] = subs = {}
+            pair = (base, len(subs))
+            ext_id = self.vocab_size + len(self.ext_table)
+            subs[ext_id] = pair[1]
+            self.ext_table[ext_id] = text
+            self.pairs[text] = pair
+        return pair
+
+    cdef dict ext_tokens(self):
+        cdef dict tokens = {}
+        for base, subs in self.groups.items():
+            if base != self.tokenizer.ans_id:
+                for ext_id, sub in subs.items():
+                    tokens[(base, sub)] = self.ext_table[ext_id]
+        return tokens
+
+
+def encode_data(data, tokenizer, previous=None, rng=None):
+    """Encode one sample with its answers, as training does.
+
+    Args:
+        data: nested dict of strings; it is not modified.
+        tokenizer: gives the ids.
+        previous: the sample whose ext ids and subscripts this one continues, such as the request of an example.
+        rng: shuffles the keys below ``<ans>``; None keeps their order.
+
+    Raises:
+        PromptError: ``data`` is not a nested dict of strings, or exceeds a limit; names the path.
+        TokenizeError: a text has an unclosed ``<``; names the path.
+    """
+    cdef _Encoder encoder = _Encoder(tokenizer)
+    if previous is not None:
+        encoder.go_on(previous)
+    cdef _Sample sample = _Sample(data, "$", rng)
+    encoder.encode(sample, False)
+    cdef Py_ssize_t count = encoder.count, i
+    block = np.empty(3 * count + sample.size * sample.size, np.int32)
+    context = np.empty(count, np.bool_)
+    cdef int32_t[::1] memory = block
+    cdef unsigned char[::1] flags = context.view(np.uint8)
+    memcpy(&memory[0], encoder.ids, count * sizeof(int32_t))
+    memcpy(&memory[count], encoder.subs, count * sizeof(int32_t))
+    memcpy(&memory[2 * count], encoder.segments, count * sizeof(int32_t))
+    fill_segment_rel(&memory[3 * count], sample.parents, sample.size)
+    for i in range(count):
+        flags[i] = not sample.is_answer[encoder.segments[i]]
+    names = tokenizer.tokens
+    return EncodedData(
+        block[:count], block[count : 2 * count], block[2 * count : 3 * count], context, block[3 * count :],
+        sample.size, encoder.ext_table, {names[base]: subs for base, subs in encoder.groups.items()},
+    )
+
+
+def encode_prompt(data, tokenizer, examples=()):
+    """Encode a request for generation.
+
+    Args:
+        data: nested dict of strings with an ``<ans>`` key; the leaves under it are ignored. It is not modified.
+        tokenizer: gives the ids.
+        examples: in-context examples, dicts like ``data`` with their answers filled in.
+
+    Raises:
+        PromptError: there is nothing to answer, or ``data`` is not a nested dict of strings, or exceeds a limit;
+            names the path.
+        TokenizeError: a text has an unclosed ``<``; names the path.
+    """
+    cdef _Sample request = _Sample(data, "$", None)
+    cdef _Encoder encoder = _Encoder(tokenizer)
+    cdef tuple answers = _answers(request)
+    encoder.encode(request, True)
+    if not examples:
+        return _prompt(encoder, [request], [encoder.count], answers)
+    cdef list samples = [request], ends = [encoder.count]
+    cdef _Sample sample
+    for i, example in enumerate(examples):
+        sample = _Sample(example, f"examples[{i}]", None)
+        encoder.encode(sample, False)
+        samples.append(sample)
+        ends.append(encoder.count)
+    return _prompt(encoder, samples, ends, answers)
+
+
+cdef tuple _answers(_Sample request):
+    cdef Py_ssize_t segment
+    cdef list slots = []
+    if not request.has_answer_key:
+        raise text_errors.missing_answer("$")
+    for segment in range(request.size):
+        if request.is_answer[segment]:
+            slots.append(AnswerSlot(request.path(segment)[1:], segment))
+    if not slots:
+        raise text_errors.no_answer_leaf("$")
+    return tuple(slots)
+
+
+cdef object _prompt(_Encoder encoder, list samples, list ends, tuple answers):
+    cdef Py_ssize_t total = encoder.count, rel_size = 0, index = 0, offset = 0, end, i
+    cdef _Sample sample
+    for sample in samples:
+        rel_size += sample.size * sample.size
+    if rel_size > INT32_MAX:
+        raise text_errors.too_long("$")
+    block = np.empty(7 * total + rel_size, np.int32)
+    cdef int32_t[::1] memory = block
+    cdef int32_t *columns = &memory[0]
+    memcpy(columns, encoder.ids, total * sizeof(int32_t))
+    memcpy(columns + total, encoder.subs, total * sizeof(int32_t))
+    memcpy(columns + 2 * total, encoder.segments, total * sizeof(int32_t))
+    i = 0
+    for sample in samples:
+        end = ends[index]
+        while i < end:
+            columns[3 * total + i] = <int32_t>index
+            columns[4 * total + i] = <int32_t>i
+            columns[5 * total + i] = <int32_t>sample.size
+            columns[6 * total + i] = <int32_t>offset
+            i += 1
+        fill_segment_rel(columns + 7 * total + offset, sample.parents, sample.size)
+        offset += sample.size * sample.size
+        index += 1
+    return Prompt(
+        block[:total], block[total : 2 * total], block[2 * total : 3 * total], block[3 * total : 4 * total],
+        block[4 * total : 5 * total], block[5 * total : 6 * total], block[6 * total : 7 * total],
+        np.ones(total, np.bool_), block[7 * total :], answers, encoder.ext_tokens(), len(samples),
+    )

@@ -1,0 +1,1 @@
+from cpmbee.plain.tokenizer import Tokenizer as Tokenizer
