@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cpmbee.errors import DependencyError
+
 if TYPE_CHECKING:
     from cpmbee.model.checkpoint import Checkpoint, load_model, open_checkpoint, save_checkpoint
     from cpmbee.model.cpmbee import IGNORE_INDEX, CpmBee, ModelOutput, language_model_loss
@@ -43,4 +45,9 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise DependencyError(f'{__name__}.{name} needs torch: pip install "cpmbee[torch]"') from None

@@ -14,15 +14,15 @@ import numpy as np
 
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError
+from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.model.saving import save_checkpoint
-from cpmbee.model.tensor_files import Array, TensorFile, numpy_dtype, open_tensor_file
+from cpmbee.model.tensor_files import Array, TensorFile, needs_torch, numpy_dtype, open_tensor_file
 from cpmbee.model.tensor_names import EMBEDDING, TIED_HEAD, canonical_name, expected_tensors, listed
 
 if TYPE_CHECKING:
     import torch
 
     from cpmbee.model.cpmbee import CpmBee
-    from cpmbee.model.lora import LoraDelta
 
 __all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_checkpoint"]
 
@@ -159,8 +159,10 @@ def load_model(
         ConfigError: ``config.json`` is missing or wrong.
         DependencyError: torch or the package that reads the format is not installed.
     """
-    from cpmbee.model.loading import model_from_checkpoint
-    from cpmbee.model.lora import LoraDelta, read_lora
+    try:
+        from cpmbee.model.loading import model_from_checkpoint
+    except ModuleNotFoundError:
+        raise needs_torch(f"{path}: loading it as a model") from None
 
     checkpoint = open_checkpoint(path)
     delta = lora if lora is None or isinstance(lora, LoraDelta) else read_lora(lora, lora_alpha)

@@ -50,7 +50,7 @@ def save_checkpoint(
         CheckpointError: the folder exists, or an unknown option.
         DependencyError: safetensors is not installed.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     if dialect not in ("huggingface", "original") or file_format not in _STEM or max_shard_bytes <= 0:
         raise CheckpointError(
             f"{folder}: cannot save as {dialect!r}, {file_format!r}, {max_shard_bytes} bytes a file; dialects are "

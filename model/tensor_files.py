@@ -71,6 +71,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return dtype
 
 
+def needs_torch(what: str) -> DependencyError:
+    """The error of a call that cannot do without torch where torch is not installed."""
+    return DependencyError(f'{what} needs torch: pip install "cpmbee[torch]" (reading .safetensors files does not)')
+
+
 class SafetensorsFile:
     """A safetensors file, memory-mapped."""
 
@@ -133,9 +138,7 @@ class TorchFile:
         try:
             import torch
         except ImportError:
-            raise DependencyError(
-                f'{path}: reading it needs torch: pip install "cpmbee[torch]" (a .safetensors file does not)'
-            ) from None
+            raise needs_torch(f"{path}: reading it") from None
         self.path = path
         try:
             with path.open("rb") as file:

@@ -262,16 +262,18 @@ def test_safetensors_are_read_without_torch(tmp_path: Path) -> None:
     code = """
 import sys
 sys.modules["torch"] = None
+import cpmbee.model
 from cpmbee.errors import DependencyError
-from cpmbee.model import open_checkpoint, read_lora
+from cpmbee.model import load_model, open_checkpoint
 checkpoint = open_checkpoint(sys.argv[1])
 assert sum(checkpoint.read(name).astype("f4").size for name in checkpoint.names()) > 0
-try:
-    open_checkpoint(sys.argv[2])
-except DependencyError as error:
-    assert "needs torch" in str(error), error
-else:
-    raise AssertionError
+for call in (open_checkpoint, load_model, lambda _: cpmbee.model.CpmBee):
+    try:
+        call(sys.argv[2])
+    except DependencyError as error:
+        assert "needs torch: pip install" in str(error), error
+    else:
+        raise AssertionError(call)
 """
     command = [sys.executable, "-c", code, str(tmp_path / "safe"), str(tmp_path / "torch")]
     subprocess.run(command, check=True, timeout=60)
