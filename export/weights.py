@@ -10,30 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CheckpointError, ExportError
+from cpmbee.errors import CheckpointError
 
 RESIDUAL_SCALE = 1.05
 PHASE_BASE = 10000.0
 CHUNK_BYTES = 32 << 20  # rows of the embedding are converted in pieces of about this size
 
 Array = NDArray[Any]
-
-
-class TensorSource(Protocol):
-    """Where tensors come from: a checkpoint on disk or a live model; names are the research code's."""
-
-    @property
-    def config(self) -> ModelConfig:
-        """Shape of the model."""
-
-    def read(self, name: str) -> Array:
-        """One tensor, in the dtype it is stored in (fp16, bfloat16 or fp32)."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +44,14 @@ class StoredTensor:
     rows: Callable[[Sequence[Array]], Iterator[Array]]
 
     @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
     def nbytes(self) -> int:
         """Size in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return self.size * self.dtype.itemsize
 
 
 def blocks_factor(num_blocks: int) -> float:
@@ -153,7 +147,7 @@ def scaled(tensor: Array, factor: float, dtype: np.dtype[Any]) -> Array:
     """``tensor * factor`` in ``dtype``; the product is taken in fp32, and a factor of 1 changes no bit.
 
     Raises:
-        ExportError: a value overflows ``dtype``.
+        OverflowError: ``dtype`` cannot hold a value.
     """
     if factor != 1.0:
         tensor = tensor.astype(np.float32) * np.float32(factor)
@@ -162,7 +156,7 @@ def scaled(tensor: Array, factor: float, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore"):
         result: Array = tensor.astype(dtype)
     if dtype == np.float16 and not np.isfinite(result).all():
-        raise ExportError("it has values that fp16 cannot hold (beyond 65504)")
+        raise OverflowError("has values that fp16 cannot hold (beyond 65504)")
     return result
 
 

@@ -1,0 +1,98 @@
+"""Record what one model computes, replay it on another, and say how far apart they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpmbee.export.probes import GraphInputs, Probe, batch_inputs
+from cpmbee.export.report import Check
+
+Float32 = NDArray[np.float32]
+
+PROMPT, STEP, BATCH = "prompt", "cached step", "padded batch"  # kinds of calls
+TOLERANCE = 1e-4  # of logits, relative to their range
+
+
+class LogitsModel(Protocol):
+    """A model with a cache, called like the graph."""
+
+    def run(self, inputs: GraphInputs) -> Float32:
+        """Logits (B, R, V + E); the new tokens go into the cache."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call and what the recorded model answered.
+
+    Attributes:
+        kind: what it exercises; calls of one kind make one check.
+        inputs: of the call.
+        logits: (B, R, V + E).
+    """
+
+    kind: str
+    inputs: GraphInputs
+    logits: Float32
+
+
+def all_ext(probes: Sequence[Probe]) -> list[tuple[int, int]]:
+    """The extension tokens of all probes, each once, in first-seen order: the extension vocabulary of a batch."""
+    return list(dict.fromkeys(token for probe in probes for token in probe.ext))
+
+
+def record(model: LogitsModel, probes: Sequence[Probe], steps: int) -> list[Call]:
+    """Run each probe alone, let the model write ``steps`` greedy tokens on the cache, then run all as one batch."""
+    calls = []
+    ext = all_ext(probes)
+    for probe in probes:
+        calls.append(_call(model, PROMPT, probe.inputs(0, ext)))
+        for _ in range(steps):
+            column = int(calls[-1].logits[0, -1].argmax())
+            vocab_size = calls[-1].logits.shape[-1] - len(ext)
+            probe.append((column, 0) if column < vocab_size else ext[column - vocab_size])
+            calls.append(_call(model, STEP, probe.inputs(len(probe) - 1, ext)))
+    calls.append(_call(model, BATCH, batch_inputs(probes, 0, ext)))
+    return calls
+
+
+def replay(model: LogitsModel, calls: Sequence[Call], who: str, reference: str) -> list[Check]:
+    """Repeat recorded calls on ``model`` and compare; one check per kind of call.
+
+    A check also fails where the two would choose different tokens, unless the reference itself is that undecided: its
+    two best logits are closer than twice the error.
+    """
+    errors: dict[str, list[float]] = {}
+    undecided: dict[str, int] = {}
+    wrong: dict[str, int] = {}
+    for call in calls:
+        logits = model.run(call.inputs)
+        difference = np.abs(logits - call.logits).max()
+        # Written so that NaN in either counts as infinitely far.
+        error = float(difference / np.ptp(call.logits)) if np.isfinite(difference) else float("inf")
+        errors.setdefault(call.kind, []).append(error)
+        chosen, expected = logits.argmax(-1), call.logits.argmax(-1)
+        for place in zip(*np.nonzero(chosen != expected), strict=True):
+            margin = call.logits[place][expected[place]] - call.logits[place][chosen[place]]
+            tally = undecided if margin <= 2 * difference else wrong
+            tally[call.kind] = tally.get(call.kind, 0) + 1
+    checks = []
+    for kind, found in errors.items():
+        detail = (
+            f"{who} against {reference}: largest difference {max(found):.1e} of the logits' range, {len(found)} calls"
+        )
+        if kind in wrong:
+            detail += f"; {wrong[kind]} likeliest tokens differ"
+        if kind in undecided:
+            detail += f"; {undecided[kind]} likeliest tokens differ where the reference's own margin is below the error"
+        passed = max(found) <= TOLERANCE and kind not in wrong
+        checks.append(Check(f"{kind} logits, {who}", passed, detail, max(found), TOLERANCE))
+    return checks
+
+
+def _call(model: LogitsModel, kind: str, inputs: GraphInputs) -> Call:
+    return Call(kind, inputs, model.run(inputs))

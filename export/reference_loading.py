@@ -1,0 +1,88 @@
+"""The reference with the weights that an exported file stores: the whole model, or one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cpmbee.export.comparison import PROMPT, Call, all_ext
+from cpmbee.export.graph import Precision
+from cpmbee.export.probes import GraphInputs, Probe
+from cpmbee.export.reference import ReferenceBackend, ReferenceRunner
+from cpmbee.export.sources import TensorSource
+from cpmbee.model.cpmbee import BucketedBias, CpmBee, ExtendedEmbedding, Layer, RMSNorm
+from cpmbee.model.tensor_names import EMBEDDING, is_linear
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class ReferenceModel:
+    """The reference with a cache, called like the graph."""
+
+    def __init__(self, model: CpmBee, cache_rows: int) -> None:
+        self._vocab_size = model.config.vocab_size
+        self._runner = ReferenceRunner(ReferenceBackend(model, cache_rows))
+
+    def run(self, inputs: GraphInputs) -> NDArray[np.float32]:
+        """Logits (B, R, V + E); the new tokens' keys and values go into the cache."""
+        for name, array in inputs._asdict().items():
+            setattr(self._runner, name, array)
+        logits = np.empty((*inputs.logits_index.shape, self._vocab_size + len(inputs.ext_ids)), np.float32)
+        self._runner.logits = logits
+        self._runner.run()
+        return logits
+
+
+def load_reference(source: TensorSource, precision: Precision) -> CpmBee:
+    """The fp32 reference; for an fp16 file its matrices are rounded like the file's."""
+    return _filled(lambda: CpmBee(source.config), source, "", precision)
+
+
+@torch.no_grad()
+def record_streamed(source: TensorSource, precision: Precision, probes: Sequence[Probe]) -> list[Call]:
+    """What `cpmbee.export.comparison.record` records of prompts, with one layer in memory at a time."""
+    config = source.config
+    ext = all_ext(probes)
+    inputs = [probe.inputs(0, ext) for probe in probes]
+    embedding = _filled(lambda: ExtendedEmbedding(config), source, "input_embedding.", precision)
+    hidden = [embedding(_tensor(call.input_ids), _tensor(call.input_subs)) for call in inputs]
+    table = _filled(
+        lambda: BucketedBias(config.num_bias_rows, config.num_attention_heads), source, "position_bias.", precision
+    )
+    biases = [table(_tensor(call.relation)) for call in inputs]
+    for i in range(config.num_hidden_layers):
+        layer = _filled(lambda: Layer(config, i), source, f"encoder.layers.{i}.", precision)  # noqa: B023
+        hidden = [layer(h, bias, None)[0] for h, bias in zip(hidden, biases, strict=True)]
+    norm = _filled(lambda: RMSNorm(config.hidden_size, config.eps), source, "encoder.output_layernorm.", precision)
+    return [_logits_call(embedding, norm(h), call) for h, call in zip(hidden, inputs, strict=True)]
+
+
+def _logits_call(embedding: ExtendedEmbedding, hidden: Tensor, inputs: GraphInputs) -> Call:
+    selected = hidden[:, _tensor(inputs.logits_index)[0].long()]
+    logits = embedding.logits(selected, _tensor(inputs.ext_ids), _tensor(inputs.ext_subs))
+    return Call(PROMPT, inputs, logits.numpy())
+
+
+def _filled(make: Callable[[], Module], source: TensorSource, prefix: str, precision: Precision) -> Module:
+    """A part of the model with its tensors, fp32."""
+    with torch.device("meta"):  # shapes only; every parameter is replaced
+        module = make()
+    state = {name: _stored(source, prefix + name, precision) for name in module.state_dict()}
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def _stored(source: TensorSource, name: str, precision: Precision) -> Tensor:
+    array = source.read(name)
+    if precision == "fp16" and (name == EMBEDDING or is_linear(name, array.shape)):
+        array = array.astype(np.float16)
+    return torch.from_numpy(array.astype(np.float32))  # always a copy
+
+
+def _tensor(array: NDArray[np.int32] | NDArray[np.int16]) -> Tensor:
+    return torch.from_numpy(array)
