@@ -7,6 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from cpmbee.columns import (
+    CONTEXT,
+    NUM_COLUMNS,
+    NUM_SEGMENTS,
+    POSITION,
+    REL_OFFSET,
+    SAMPLE,
+    SEGMENT,
+    SPAN,
+    packed_columns,
+    prompt_columns,
+)
 from cpmbee.distance import signed_distance_buckets
 from cpmbee.encoding import DIFFERENT_SAMPLE, Int32
 from cpmbee.errors import PromptError
@@ -15,8 +27,6 @@ if TYPE_CHECKING:
     from cpmbee.config import ModelConfig
     from cpmbee.encoding import Prompt
 
-SEGMENT, SAMPLE, POSITION, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET = range(7)
-NUM_COLUMNS = 7
 _INT32_MAX = 2**31 - 1
 
 
@@ -61,15 +71,7 @@ class TokenLayout:
     @classmethod
     def from_prompt(cls, prompt: Prompt, reserve: int = 0) -> TokenLayout:
         """The layout of an encoded request, with room for ``reserve`` answer tokens."""
-        columns = np.empty((NUM_COLUMNS, len(prompt.input_ids)), np.int32)
-        columns[SEGMENT] = prompt.segment_ids
-        columns[SAMPLE] = prompt.sample_ids
-        columns[POSITION] = prompt.positions
-        columns[CONTEXT] = prompt.context
-        columns[SPAN] = 0
-        columns[NUM_SEGMENTS] = prompt.num_segments
-        columns[REL_OFFSET] = prompt.rel_offset
-        return cls(columns, prompt.segment_rel, reserve)
+        return cls(prompt_columns(prompt), prompt.segment_rel, reserve)
 
     @property
     def columns(self) -> Int32:
@@ -198,26 +200,12 @@ class RelationBuilder:
             PromptError: an array points outside another, or a segment bucket has no row in the bias table.
         """
         batch, width = np.shape(context)
-        given = (segment_ids, sample_ids, context, spans, num_segments, segment_rel_offset)
-        shapes = {np.shape(column) for column in given}
-        if (
-            shapes != {(batch, width)}
-            or np.shape(length) != (batch,)
-            or np.shape(segment_rel)[:-1] != (batch,)
-        ):
-            raise PromptError("the arrays of a packed batch do not have the same shape")
         out = np.full((batch, width, width), -1, np.int16)
-        for row in range(batch):
-            tokens = int(length[row])
-            if not 0 <= tokens <= width:
-                raise PromptError(f"row {row}: length {tokens} is not in 0..{width}")
-            columns = np.empty((NUM_COLUMNS, tokens), np.int32)
-            columns[POSITION] = np.arange(tokens)
-            for index, column in zip(
-                (SEGMENT, SAMPLE, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET), given, strict=True
-            ):
-                columns[index] = column[row, :tokens]
-            self.fill(out[row, :tokens], TokenLayout(columns, segment_rel[row]))
+        rows = packed_columns(
+            context, sample_ids, num_segments, segment_ids, segment_rel_offset, segment_rel, spans, length
+        )
+        for matrix, (columns, rel) in zip(out, rows, strict=True):
+            self.fill(matrix[: columns.shape[1]], TokenLayout(columns, rel))
         return out
 
     def _rows(self, columns: Int32, segment_rel: Int32, q_start: int) -> npt.NDArray[np.int64]:
