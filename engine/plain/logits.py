@@ -1,4 +1,4 @@
-"""Pick tokens from a row of logits, in NumPy: what `cpmbee._logits` computes in a tenth of the time."""
+"""Pick tokens from a row of logits, in NumPy: what `cpmbee._logits` computes in a fifth of the time."""
 
 from __future__ import annotations
 

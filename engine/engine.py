@@ -1,0 +1,230 @@
+"""The engine: requests in, results out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, overload
+
+from cpmbee.answers import AnswerWriter
+from cpmbee.cache import CachePool
+from cpmbee.config import ModelConfig
+from cpmbee.encoding import Data, Prompt
+from cpmbee.errors import PromptError, VocabularyError
+from cpmbee.generation_config import GenerationConfig
+from cpmbee.prompt import encode_prompt
+from cpmbee.request import Request, make_request
+from cpmbee.results import FinishReason, GenerationResult, Timings, Usage
+from cpmbee.runner import Backend
+from cpmbee.scheduler import Scheduler
+from cpmbee.streaming import Stream
+from cpmbee.tokenizer import Tokenizer
+
+OnStep = Callable[[int], bool | None]
+
+
+@dataclass(frozen=True)
+class CacheUsage:
+    """Rows of the cache, one token each.
+
+    Attributes:
+        capacity: rows there are.
+        used: rows of requests that are running.
+        kept: rows of in-context examples that are kept for later requests; given up when others need them.
+    """
+
+    capacity: int
+    used: int
+    kept: int
+
+
+class Engine:
+    """Writes the answers of requests. Safe to use from several threads.
+
+    Most callers want `from_pretrained`.
+
+    Args:
+        backend: the model.
+        tokenizer: its tokenizer.
+        generation_config: default options.
+
+    Attributes:
+        tokenizer: the model's tokenizer.
+        generation_config: options that hold where a call sets none.
+    """
+
+    def __init__(
+        self, backend: Backend, tokenizer: Tokenizer, generation_config: GenerationConfig | None = None
+    ) -> None:
+        if tokenizer.vocab_size != backend.config.vocab_size:
+            raise VocabularyError(
+                f"the vocabulary has {tokenizer.vocab_size} tokens and the model {backend.config.vocab_size}; "
+                "they do not belong together"
+            )
+        self.tokenizer = tokenizer
+        self.generation_config = generation_config or GenerationConfig()
+        self._backend = backend
+        self._pool = CachePool(backend.cache_rows)
+        self._scheduler = Scheduler(backend, self._pool)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        device: str = "auto",
+        num_threads: int = 0,
+        cache_tokens: int = 0,
+        *,
+        verify_hashes: bool = False,
+        native: bool = True,
+    ) -> Engine:
+        """Load an exported model folder.
+
+        Args:
+            folder: what ``cpmbee export`` wrote.
+            device: ``"auto"`` or ``"cpu"``.
+            num_threads: threads of one run; 0 takes one for each physical core.
+            cache_tokens: tokens that all requests at a time may have; 0 takes 8,192, or what fits a quarter of the
+                memory.
+            verify_hashes: check the weights file against its hash, however large it is.
+            native: use the native kernels if they are built; False runs the file's own function bodies.
+
+        Raises:
+            ModelFolderError: the folder is incomplete, altered or unsafe.
+            ConfigError: an argument is out of range, or the folder's configuration is.
+            VocabularyError: the vocabulary does not fit the model.
+            DependencyError: ONNX Runtime is missing, or installed twice.
+        """
+        from cpmbee.folder import open_folder
+        from cpmbee.session import OrtBackend
+
+        model = open_folder(folder, verify_hashes=verify_hashes)
+        tokenizer = Tokenizer.from_file(model.vocabulary)
+        if tokenizer.vocab_size != model.config.vocab_size:
+            raise VocabularyError(
+                f"{model.vocabulary}: {tokenizer.vocab_size} tokens, but the model has {model.config.vocab_size}"
+            )
+        backend = OrtBackend(model, device, num_threads, cache_tokens, native=native)
+        return cls(backend, tokenizer, model.generation_config)
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
+        return self._backend.config
+
+    @property
+    def native_ops(self) -> dict[str, str]:
+        """For each custom op, the kernel that runs it: an instruction set, or ``"function"``."""
+        return self._backend.native_ops
+
+    @property
+    def cache_usage(self) -> CacheUsage:
+        """How many rows of the cache are taken now."""
+        kept = self._scheduler.examples.kept
+        return CacheUsage(self._pool.capacity, self._pool.used - kept, kept)
+
+    @overload
+    def generate(
+        self, data: Data, examples: Sequence[Data] = (), *, on_step: OnStep | None = None, **options: Any
+    ) -> GenerationResult: ...
+
+    @overload
+    def generate(
+        self, data: Sequence[Data], examples: Sequence[Data] = (), *, on_step: OnStep | None = None, **options: Any
+    ) -> list[GenerationResult]: ...
+
+    def generate(
+        self,
+        data: Data | Sequence[Data],
+        examples: Sequence[Data] = (),
+        *,
+        on_step: OnStep | None = None,
+        **options: Any,
+    ) -> GenerationResult | list[GenerationResult]:
+        """Write the answers of one request, or of several together.
+
+        Args:
+            data: a nested dict with an ``<ans>`` key, or a list of them. It is not modified.
+            examples: in-context examples for every request: nested dicts with their answers filled in.
+            on_step: called after every step with the number of steps so far; returning False stops, and the results
+                hold what there is, with finish reason ``"cancelled"``.
+            **options: fields of `GenerationConfig`.
+
+        Returns:
+            One result, or a list of results in the order of the requests.
+
+        Raises:
+            PromptError: a request or example is not one; names the path.
+            TokenizeError: text with a lone ``<``; names the path.
+            ConfigError: an option is unknown or out of range.
+            CacheFullError: a request does not fit the cache; raised before anything runs.
+        """
+        config = self.generation_config.updated(**options)
+        single = isinstance(data, dict)
+        items = [data] if isinstance(data, dict) else data
+        if not isinstance(items, (list, tuple)):
+            raise PromptError(f"a request is a dict, and several are a list of them, not {type(data).__name__}")
+        requests = [self._request(item, i, examples, config, single) for i, item in enumerate(items)]
+        steps = self._scheduler.run(requests)
+        try:
+            for step, _ in enumerate(steps, 1):
+                if on_step is not None and on_step(step) is False:
+                    for request in requests:
+                        request.cancelled = True
+        finally:
+            steps.close()
+        results = [self._result(request) for request in requests]
+        return results[0] if single else results
+
+    def stream(self, data: Data, examples: Sequence[Data] = (), **options: Any) -> Stream:
+        """Write the answers of one request, piece by piece.
+
+        The pieces of a path, joined, are its answer. With beams a piece comes when all of them agree on it.
+
+        Args:
+            data: a nested dict with an ``<ans>`` key. It is not modified.
+            examples: in-context examples.
+            **options: fields of `GenerationConfig`.
+
+        Returns:
+            An iterator over `Piece` objects, with the result in its ``result`` when it has ended.
+        """
+        config = self.generation_config.updated(**options)
+        request = self._request(data, 0, examples, config, single=True)
+        writer = AnswerWriter(request.prompt, self.tokenizer)
+        return Stream(request, writer, self._scheduler.run([request]), self._result)
+
+    def encode(self, data: Data, examples: Sequence[Data] = ()) -> Prompt:
+        """The arrays of a request, as the model reads them."""
+        return encode_prompt(data, self.tokenizer, examples)
+
+    def _request(
+        self, data: Data, index: int, examples: Sequence[Data], config: GenerationConfig, single: bool
+    ) -> Request:
+        start = time.perf_counter()
+        try:
+            prompt = self.encode(data, examples)
+            request = make_request(prompt, index, self.tokenizer, self._backend.config, config)
+        except PromptError as error:
+            if single:
+                raise
+            raise PromptError(f"request {index}: {error}") from None
+        request.encode_seconds = time.perf_counter() - start
+        return request
+
+    def _result(self, request: Request) -> GenerationResult:
+        best = request.search.best()
+        reason: FinishReason = "length"
+        if request.search.sequences or not best.tokens:
+            reason = "cancelled"
+        elif request.search.space.ends(best.tokens[-1], best.answers[-1]):
+            reason = "stop"
+        return GenerationResult(
+            answer=AnswerWriter(request.prompt, self.tokenizer).answer(best.tokens, best.answers),
+            score=best.score,
+            finish_reason=reason,
+            usage=Usage(len(request.prompt), len(best.tokens)),
+            timings=Timings(request.encode_seconds, request.prefill_seconds, request.decode_seconds),
+        )

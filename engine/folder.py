@@ -1,0 +1,173 @@
+"""An exported model folder: found complete, unaltered and harmless before anything in it is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cpmbee.config import ModelConfig
+from cpmbee.errors import ModelFolderError
+from cpmbee.external_data import external_data
+from cpmbee.generation_config import GenerationConfig
+
+MANIFEST = "engine.json"
+FORMAT = "cpmbee-onnx"
+SCHEMA_VERSION = 1
+HASHED_SIZE = 64 << 20  # larger files are only checked against their hash on request
+_REQUIRED = ("config.json", "vocab.txt", "model.onnx", "generation_config.json")
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A checked folder.
+
+    Attributes:
+        path: where it is.
+        config: the model's configuration.
+        generation_config: its default options.
+        precision: storage type of each tensor group.
+    """
+
+    path: Path
+    config: ModelConfig
+    generation_config: GenerationConfig
+    precision: Mapping[str, str]
+
+    @property
+    def model(self) -> Path:
+        """The graph."""
+        return self.path / "model.onnx"
+
+    @property
+    def vocabulary(self) -> Path:
+        """The tokenizer's tokens."""
+        return self.path / "vocab.txt"
+
+
+def open_folder(path: str | Path, *, verify_hashes: bool = False) -> ModelFolder:
+    """Check a model folder.
+
+    Sizes are always compared with ``engine.json``, hashes of files up to 64 MB. Every file that ``engine.json`` or a
+    tensor of the graph names has to be in the folder itself.
+
+    Args:
+        path: the folder.
+        verify_hashes: compare the hashes of larger files, too.
+
+    Raises:
+        ModelFolderError: something is missing, altered or points out of the folder; names the file.
+        ConfigError: ``config.json`` or ``generation_config.json`` is not valid.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder}: no such folder; cpmbee export writes one")
+    manifest = _manifest(folder)
+    files: dict[str, Any] = manifest["files"]
+    for name in (*_REQUIRED, *files):
+        _check_inside(folder, name, MANIFEST)
+    for name, entry in files.items():
+        _check_file(folder / name, entry, verify_hashes)
+    _check_graph(folder, files)
+    config = ModelConfig.from_file(folder / "config.json")
+    _check_cache(folder, manifest, config)
+    defaults = GenerationConfig.from_file(folder / "generation_config.json")
+    return ModelFolder(folder, config, defaults, manifest.get("precision", {}))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelFolderError(f"{path}: cannot be read ({error.strerror}); is this an exported model?") from None
+    except ValueError as error:
+        raise ModelFolderError(f"{path}: not JSON ({error})") from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise ModelFolderError(f"{path}: not the manifest of an exported model")
+    version = manifest.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ModelFolderError(
+            f"{path}: schema version {version!r}, but this version of cpmbee reads {SCHEMA_VERSION}; "
+            "export the model again, or update cpmbee"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
+        raise ModelFolderError(f"{path}: files must map names to size and sha256")
+    if missing := [name for name in _REQUIRED if name not in files]:
+        raise ModelFolderError(f"{path}: does not list {', '.join(missing)}")
+    return manifest
+
+
+def _is_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or type(entry.get("size")) is not int:
+        return False
+    return isinstance(entry.get("sha256"), str) and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
+
+
+def _check_inside(folder: Path, name: str, source: str) -> None:
+    """Refuse a name that is not a plain file name, or a link that leads out of the folder."""
+    if not name or name in (".", "..") or re.search(r"[/\\:\0]", name):
+        raise ModelFolderError(f"{folder / source}: names the file {name!r}, which is not inside the folder")
+    path = folder / name
+    if path.is_symlink() and path.resolve().parent != folder.resolve():
+        raise ModelFolderError(f"{path}: a link that leads out of the folder; copy the file here")
+
+
+def _check_file(path: Path, entry: Mapping[str, Any], verify_hash: bool) -> None:
+    if not path.is_file():
+        raise ModelFolderError(f"{path}: missing; copy the whole folder, or export the model again")
+    size = path.stat().st_size
+    if size != entry["size"]:
+        raise ModelFolderError(f"{path}: {size} bytes instead of {entry['size']}; copy it again")
+    if verify_hash or size <= HASHED_SIZE:
+        with path.open("rb") as file:
+            digest = _sha256(file)
+        if digest != entry["sha256"]:
+            raise ModelFolderError(f"{path}: altered since the export (its hash differs from {MANIFEST})")
+
+
+def _sha256(file: Any) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_graph(folder: Path, files: Mapping[str, Any]) -> None:
+    """Every data file that a tensor names is in the folder, in the manifest, and long enough."""
+    path = folder / "model.onnx"
+    if not path.stat().st_size:
+        raise ModelFolderError(f"{path}: empty")
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        try:
+            tensors = set(external_data(view))
+        except ModelFolderError as error:
+            raise ModelFolderError(f"{path}: {error}") from None
+    for location, end in tensors:
+        _check_inside(folder, location, path.name)
+        if location not in files:
+            raise ModelFolderError(f"{path}: its data file {location} is not listed in {MANIFEST}")
+        if end > files[location]["size"]:
+            raise ModelFolderError(f"{folder / location}: {files[location]['size']} bytes, but tensors go up to {end}")
+
+
+def _check_cache(folder: Path, manifest: Mapping[str, Any], config: ModelConfig) -> None:
+    expected = {
+        "num_layers": len(config.attention_layers),
+        "num_heads": config.num_attention_heads,
+        "dim_head": config.dim_head,
+        "dtype": "float32",
+    }
+    cache = manifest.get("cache")
+    if cache != expected:
+        raise ModelFolderError(f"{folder / MANIFEST}: cache is {cache!r}, but config.json asks for {expected}")

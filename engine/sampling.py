@@ -1,0 +1,67 @@
+"""Sampling: draw each token at random from the likeliest ones, repeatably if a seed is given."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from cpmbee.generation_config import GenerationConfig
+from cpmbee.search import Float32, SingleSearch, TokenSpace
+from cpmbee.sequence import Sequence
+
+
+class SamplingSearch(SingleSearch):
+    """Temperature, then the ``top_k`` likeliest, then of those the fewest that reach ``top_p``.
+
+    Each request draws from its own generator (seed, index of the request in the call), so a result depends neither on
+    the other requests of a batch nor on how they finish.
+    """
+
+    def __init__(self, space: TokenSpace, config: GenerationConfig, request: int) -> None:
+        super().__init__(space, config)
+        seed = None if config.seed is None else [config.seed, request]
+        self._random = np.random.default_rng(seed)
+        self._values = np.empty(1, np.float32)
+        self._ids = np.empty(1, np.int32)
+
+    def pick(self, row: Float32, ext_begin: int, sequence: Sequence) -> tuple[int, float]:  # noqa: D102
+        normalizer = self.rank(row, ext_begin, sequence, self._values, self._ids)
+        own = row[: self.space.vocab_size]
+        if self.space.ext:
+            own = np.concatenate((own, row[ext_begin : ext_begin + len(self.space.ext)]))
+        if self.space.forbidden >= 0:
+            own[self.space.forbidden] = -np.inf  # a mask of -10,000 would not survive a high temperature
+        tokens, weights = truncated(own, self.config.temperature or 1.0, self.config.top_k, self.config.top_p)
+        heap = np.cumsum(weights)
+        drawn = int(np.searchsorted(heap, self._random.random() * heap[-1], "right"))
+        token = int(tokens[min(drawn, len(tokens) - 1)])
+        return token, float(own[token]) - normalizer
+
+
+def truncated(
+    logits: Float32, temperature: float, top_k: int | None, top_p: float | None
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """The tokens that may be drawn, and their weights (not normalized).
+
+    Args:
+        logits: (tokens,) of one position.
+        temperature: divides the logits.
+        top_k: keep that many, ties to the lower token; None for all.
+        top_p: keep the fewest whose share of what ``top_k`` left reaches it; None for all.
+    """
+    tokens = np.arange(len(logits))
+    if top_k is not None and top_k < len(logits):
+        kth = np.partition(logits, len(logits) - top_k)[len(logits) - top_k]
+        (tokens,) = np.nonzero(logits >= kth)
+        tokens = tokens[np.argsort(-logits[tokens], kind="stable")[:top_k]]
+    weights = np.exp((logits[tokens].astype(np.float64) - logits.max()) / temperature)
+    if top_p is not None and top_p < 1:
+        total = weights.sum()
+        # Tokens below this weight together stay under 1 - top_p: none of them can be needed, and most of the sort goes.
+        likely = weights >= (1 - top_p) * total / len(weights)
+        tokens, weights = tokens[likely], weights[likely]
+        order = np.argsort(-weights, kind="stable")
+        tokens, weights = tokens[order], weights[order]
+        keep = int(np.searchsorted(np.cumsum(weights), top_p * total)) + 1
+        tokens, weights = tokens[:keep], weights[:keep]
+    return tokens, weights

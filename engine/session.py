@@ -1,0 +1,208 @@
+"""The ONNX Runtime session behind the engine: pre-bound buffers, the cache bound in place, native kernels."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cpmbee import native
+from cpmbee.config import ModelConfig
+from cpmbee.errors import CacheFullError, ConfigError, DependencyError, ModelFolderError
+from cpmbee.folder import ModelFolder
+from cpmbee.machine import physical_cores, physical_memory
+from cpmbee.runner import Backend, Runner
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+DEFAULT_CACHE_TOKENS = 8192
+MEMORY_SHARE = 4  # the default cache takes at most this part of the memory
+SHRINK_TOKENS = 512  # runs of more tokens give their working memory back
+MAX_THREADS = 1024
+_INPUTS = ("input_ids", "input_subs", "relation", "slots", "new_slots", "logits_index", "ext_ids", "ext_subs")
+
+_log = logging.getLogger("cpmbee")
+
+
+def import_onnxruntime() -> Any:
+    """ONNX Runtime, which is not a plain dependency because its CPU and GPU builds exclude each other.
+
+    Raises:
+        DependencyError: it is missing, or both builds are installed.
+    """
+    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
+    if len(installed) > 1:
+        raise DependencyError(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall both, "
+            'then pip install "cpmbee[cpu]" or "cpmbee[gpu]"'
+        )
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise DependencyError(
+            f'ONNX Runtime cannot be imported ({error}); pip install "cpmbee[cpu]" brings it'
+        ) from None
+    return onnxruntime
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+class OrtBackend(Backend):
+    """A model folder in an ONNX Runtime session.
+
+    Args:
+        folder: the checked folder.
+        device: ``"auto"`` or ``"cpu"``.
+        num_threads: of one run; 0 takes one for each physical core.
+        cache_tokens: rows of the cache; 0 takes the default.
+        native: with the native kernels, if they are built.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        device: str = "auto",
+        num_threads: int = 0,
+        cache_tokens: int = 0,
+        *,
+        native: bool = True,
+    ) -> None:
+        if device not in ("auto", "cpu"):
+            raise ConfigError(f'device must be "auto" or "cpu", not {device!r}')
+        if type(num_threads) is not int or not 0 <= num_threads <= MAX_THREADS:
+            raise ConfigError(f"num_threads must be an integer from 0 to {MAX_THREADS}, not {num_threads!r}")
+        self._ort = import_onnxruntime()
+        self.config = folder.config
+        self.cache_rows = _cache_rows(folder.config, cache_tokens)
+        self._native = native
+        self._lock = threading.Lock()
+        self._idle: list[OrtRunner] = []
+        self._session = self._open(folder, num_threads or physical_cores())
+        self._caches = self._make_caches()
+        self._shrink = self._ort.RunOptions()
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _log.info("loaded %s: cache of %d tokens, kernels %s", folder.path, self.cache_rows, self.native_ops)
+
+    @property
+    def native_ops(self) -> dict[str, str]:
+        """For each custom op, the instruction set of its native kernel, or ``"function"``."""
+        if not self._native:
+            return dict.fromkeys(native.OPS, "function")
+        return native.kernels()
+
+    @contextmanager
+    def runner(self) -> Iterator[Runner]:
+        """A runner for one thread; its bindings are kept for the next borrower."""
+        try:
+            runner = self._idle.pop()
+        except IndexError:
+            runner = OrtRunner(self)
+        try:
+            yield runner
+        finally:
+            runner.forget()
+            self._idle.append(runner)
+
+    def bind_caches(self, binding: ort.IOBinding) -> None:
+        """Bind each cache as input and as output: kernels then write new rows in place."""
+        for name, value in self._caches.items():
+            binding.bind_ortvalue_input(name, value)
+            binding.bind_ortvalue_output(f"present_{name}", value)
+
+    def call(self, binding: ort.IOBinding, tokens: int) -> None:
+        """Run once. One run at a time: all of them write to the same cache."""
+        with self._lock:
+            if tokens > SHRINK_TOKENS:
+                self._session.run_with_iobinding(binding, self._shrink)
+            else:
+                self._session.run_with_iobinding(binding)
+
+    def new_binding(self) -> ort.IOBinding:
+        """An empty binding for the session."""
+        return self._session.io_binding()
+
+    def value(self, array: np.ndarray[Any, Any]) -> ort.OrtValue:
+        """An ONNX Runtime value that shares the array's memory."""
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+    def _open(self, folder: ModelFolder, num_threads: int) -> ort.InferenceSession:
+        options = self._ort.SessionOptions()
+        options.intra_op_num_threads = num_threads
+        options.inter_op_num_threads = 1
+        options.enable_mem_pattern = False  # one plan for each shape would pile up, and shapes change all the time
+        options.log_severity_level = 3
+        if self._native:
+            native.register(options)
+        try:
+            session = self._ort.InferenceSession(str(folder.model), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no common base but this
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ModelFolderError(f"{folder.model}: ONNX Runtime cannot load it ({reason})") from error
+        found = {value.name for value in session.get_inputs()}
+        if missing := {*_INPUTS, *_cache_names(folder.config)} - found:
+            raise ModelFolderError(f"{folder.model}: the graph has no input {', '.join(sorted(missing))}")
+        return session
+
+    def _make_caches(self) -> dict[str, ort.OrtValue]:
+        shape = (self.cache_rows + 1, self.config.num_attention_heads, self.config.dim_head)
+        try:  # zeros that the system hands out page by page, as rows are first written
+            return {name: self.value(np.zeros(shape, np.float32)) for name in _cache_names(self.config)}
+        except MemoryError:
+            raise CacheFullError(
+                f"no memory for a cache of {self.cache_rows} tokens; load the engine with a smaller cache_tokens"
+            ) from None
+
+
+class OrtRunner(Runner):
+    """Arrays bound to the session; a change of shape binds new ones, the caches stay bound."""
+
+    def __init__(self, backend: OrtBackend) -> None:
+        super().__init__(backend.config.vocab_size)
+        self._backend = backend
+        self._binding = backend.new_binding()
+        self._tokens = 0
+        backend.bind_caches(self._binding)
+
+    def reshape(self, batch: int, queries: int, keys: int, ext: int) -> None:  # noqa: D102
+        super().reshape(batch, queries, keys, ext)
+        for name in _INPUTS:
+            self._binding.bind_ortvalue_input(name, self._backend.value(getattr(self, name)))
+        self._binding.bind_ortvalue_output("logits", self._backend.value(self.logits))
+        self._tokens = batch * queries
+
+    def run(self) -> None:  # noqa: D102
+        self._backend.call(self._binding, self._tokens)
+
+    def forget(self) -> None:
+        """Let go of large arrays; the runner is usable after the next `reshape`."""
+        self.reshape(1, 1, 1, 0)
+
+
+def _cache_names(config: ModelConfig) -> list[str]:
+    return [f"{kind}_cache.{n}" for n in range(len(config.attention_layers)) for kind in ("key", "value")]
+
+
+def _cache_rows(config: ModelConfig, cache_tokens: int) -> int:
+    """Rows of the cache.
+
+    Raises:
+        ConfigError: ``cache_tokens`` is not a size.
+    """
+    if type(cache_tokens) is not int or not 0 <= cache_tokens < 1 << 30:
+        raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {cache_tokens!r}")
+    if cache_tokens:
+        return cache_tokens
+    row_bytes = max(1, 2 * len(config.attention_layers) * config.attention_dim * 4)
+    return max(256, min(DEFAULT_CACHE_TOKENS, physical_memory() // MEMORY_SHARE // row_bytes))
