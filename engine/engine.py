@@ -12,7 +12,7 @@ from cpmbee.answers import AnswerWriter
 from cpmbee.cache import CachePool
 from cpmbee.config import ModelConfig
 from cpmbee.encoding import Data, Prompt
-from cpmbee.errors import PromptError, VocabularyError
+from cpmbee.errors import PromptError, TokenizeError, VocabularyError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.prompt import encode_prompt
 from cpmbee.request import Request, make_request
@@ -207,10 +207,10 @@ class Engine:
         try:
             prompt = self.encode(data, examples)
             request = make_request(prompt, index, self.tokenizer, self._backend.config, config)
-        except PromptError as error:
+        except (PromptError, TokenizeError) as error:
             if single:
                 raise
-            raise PromptError(f"request {index}: {error}") from None
+            raise type(error)(f"request {index}: {error}") from None
         request.encode_seconds = time.perf_counter() - start
         return request
 

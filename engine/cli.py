@@ -1,0 +1,113 @@
+"""The ``cpmbee`` command: finds the subcommand, loads only that, and turns errors into one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import cpmbee
+from cpmbee.errors import CpmBeeError
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        entry: module and function that takes the arguments after the command's name and returns the exit code.
+        summary: what it does.
+    """
+
+    entry: str
+    summary: str
+
+
+COMMANDS = {
+    "generate": Command("cpmbee.cli_generate:main", "write the answers of requests"),
+    "export": Command("cpmbee.export.cli:export_main", "turn a checkpoint into a model folder"),
+    "verify": Command("cpmbee.export.cli:verify_main", "compare a model folder with its checkpoint"),
+    "demo": Command("cpmbee.export.demo:main", "export, verify and ask the bundled demo model"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments; those of the process by default.
+
+    Returns:
+        0 when done, 1 when it failed, 2 when it was used wrongly, 130 when interrupted.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_usage(), file=sys.stdout if arguments else sys.stderr)
+        return EXIT_DONE if arguments else EXIT_USAGE
+    if arguments[0] == "--version":
+        print(f"cpmbee {cpmbee.__version__}")
+        return EXIT_DONE
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        print(f"cpmbee: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        return EXIT_USAGE
+    return _run(command, arguments[1:], debug)
+
+
+def _run(command: Command, arguments: list[str], debug: bool) -> int:
+    try:
+        module, _, function = command.entry.partition(":")
+        code: int = getattr(import_module(module), function)(arguments)
+        sys.stdout.flush()
+    except SystemExit as stop:  # argparse: help, or wrong use
+        return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has gone; Python would complain again when it exits
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"cpmbee: {_one_line(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    return code
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, CpmBeeError):
+        return " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return _missing_module(error.name)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text} (--debug shows where)"
+
+
+def _missing_module(name: str) -> str:
+    extras = {"torch": "torch", "onnx": "export", "safetensors": "export", "ml_dtypes": "export"}
+    extra = extras.get(name.partition(".")[0])
+    return f'{name} is not installed; pip install "cpmbee[{extra}]" brings it' if extra else f"{name} is not installed"
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: cpmbee COMMAND ... (cpmbee COMMAND --help says more)",
+            "",
+            *lines,
+            "",
+            "  --version  say which version this is",
+            "  --debug    show the whole trace of an error",
+        ]
+    )
