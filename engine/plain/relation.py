@@ -54,12 +54,7 @@ class TokenLayout:
             raise PromptError("segment_rel must have one dimension")
         segments = given[NUM_SEGMENTS].astype(np.int64)
         ends = given[REL_OFFSET] + segments * segments
-        inside = (
-            (given[SEGMENT] >= 0)
-            & (given[SEGMENT] < segments)
-            & (given[REL_OFFSET] >= 0)
-            & (ends <= len(rel))
-        )
+        inside = (given[SEGMENT] >= 0) & (given[SEGMENT] < segments) & (given[REL_OFFSET] >= 0) & (ends <= len(rel))
         if not inside.all():
             raise PromptError(f"token {int(inside.argmin())} points outside the table of segment relations")
         self.length: int = given.shape[1]
@@ -80,9 +75,7 @@ class TokenLayout:
         view.flags.writeable = False
         return view
 
-    def append(
-        self, segment_id: int, position: int, context: bool = False, sample_id: int = 0, span: int = 0
-    ) -> None:
+    def append(self, segment_id: int, position: int, context: bool = False, sample_id: int = 0, span: int = 0) -> None:
         """Add one token to a sample that the layout already has.
 
         Raises:
@@ -120,9 +113,7 @@ class TokenLayout:
             PromptError: an index is out of range.
         """
         chosen = np.asarray(indices, np.int64)
-        if chosen.ndim != 1 or (
-            chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.length
-        ):
+        if chosen.ndim != 1 or (chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.length):
             raise PromptError(f"indices must be a list of numbers from 0 to {self.length - 1}")
         return type(self)(self._columns[:, chosen], self.segment_rel, reserve)
 
@@ -163,9 +154,7 @@ class RelationBuilder:
         if out.dtype != np.int16 or out.ndim != 2:
             raise ValueError("out must be an int16 matrix")
         if not 0 <= q_start <= layout.length or out.shape[0] != queries or out.shape[1] < layout.length:
-            raise ValueError(
-                f"out has shape {out.shape}; {queries} queries and {layout.length} keys do not fit it"
-            )
+            raise ValueError(f"out has shape {out.shape}; {queries} queries and {layout.length} keys do not fit it")
         rows = self._rows(layout.columns, layout.segment_rel, q_start)
         out[:, : layout.length] = rows
         out[:, layout.length :] = -1
@@ -217,16 +206,13 @@ class RelationBuilder:
         visible = (keys[CONTEXT] == 1) | ((queries[CONTEXT] == 0) & earlier)
         visible = visible & (queries[SPAN] == keys[SPAN]) & ((queries[SAMPLE] == 0) | same_sample)
 
-        index = np.where(
-            same_sample, queries[SEGMENT] * queries[NUM_SEGMENTS] + keys[SEGMENT] + queries[REL_OFFSET], 0
-        )
-        if same_sample.any():
-            if not 0 <= int(index.min()) <= int(index.max()) < len(segment_rel):
-                raise PromptError("a token points outside the table of segment relations")
-            segment_bucket = np.where(same_sample, segment_rel[index], DIFFERENT_SAMPLE)
-        else:
-            segment_bucket = np.full(same_sample.shape, DIFFERENT_SAMPLE)
-        used = segment_bucket[visible]
+        index = queries[SEGMENT] * queries[NUM_SEGMENTS] + keys[SEGMENT] + queries[REL_OFFSET]
+        needed = index[visible & same_sample]
+        if needed.size and not 0 <= int(needed.min()) <= int(needed.max()) < len(segment_rel):
+            raise PromptError("a token points outside the table of segment relations")
+        bucket = np.full(visible.shape, DIFFERENT_SAMPLE, np.int64)
+        bucket[visible & same_sample] = segment_rel[needed]
+        used = bucket[visible]
         if used.size and not 0 <= int(used.min()) <= int(used.max()) <= self._segment_buckets:
             raise PromptError(
                 f"the request needs a segment bucket outside 1..{self._segment_buckets}, which is all that the "
@@ -234,5 +220,5 @@ class RelationBuilder:
             )
         distance = np.clip(keys[POSITION] - queries[POSITION], -self._reach, self._reach)
         inside = self._distances[distance + self._reach]
-        rows = np.where(segment_bucket == 0, inside, self._buckets + segment_bucket - 1)
+        rows = np.where(bucket == 0, inside, self._buckets + bucket - 1)
         return np.where(visible, rows, -1)
