@@ -68,7 +68,7 @@ SIMD_TARGET void attend_chunk(const AttentionProblem& p, int64_t b, int64_t k_be
   for (int64_t q = 0; q < p.queries; ++q) {
     copy_scaled(queries + q * p.row_size(), p.query(b, q, 0), p.row_size(), p.scale);
   }
-  std::fill(result.max, result.max + entries, kMinusInfinity);
+  std::fill(result.max, result.max + entries, kNothingSeen);
   std::fill(result.sum, result.sum + entries, 0.0f);
   std::fill(result.context, result.context + entries * dim, 0.0f);
 
@@ -94,14 +94,18 @@ SIMD_TARGET void attend_chunk(const AttentionProblem& p, int64_t b, int64_t k_be
     }
     for (int64_t q = 0; q < p.queries; ++q) {
       int16_t padded[kKeyTile];
-      const int16_t* relation = whole_tile(p.relation_row(b, q) + k, count, padded);
-      for (int64_t h = 0; h < p.heads; ++h) {
+      const int16_t* relation[kRows];
+      std::fill(relation, relation + kRows, whole_tile(p.relation_row(b, q) + k, count, padded));
+      for (int64_t h = 0; h < p.heads; h += kRows) {
+        const int64_t n = std::min<int64_t>(kRows, p.heads - h);
         const int64_t e = q * p.heads + h;
-        SoftmaxState state{result.max[e], result.sum[e]};
-        const float factor = weigh(scores + e * kKeyTile, relation, p.bias->head(h), state);
-        result.max[e] = state.max;
-        result.sum[e] = state.sum;
-        if (factor != 1.0f) scale_row(result.context + e * dim, dim, factor);
+        const float* bias[kRows];
+        for (int64_t r = 0; r < n; ++r) bias[r] = p.bias->head(h + r);
+        float factors[kRows];
+        weigh(n, scores + e * kKeyTile, relation, bias, result.max + e, result.sum + e, factors);
+        for (int64_t r = 0; r < n; ++r) {
+          if (factors[r] != 1.0f) scale_row(result.context + (e + r) * dim, dim, factors[r]);
+        }
       }
     }
     for (int64_t j = 0; j < count; j += kValueRows) {

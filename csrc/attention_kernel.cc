@@ -7,7 +7,6 @@
 namespace cpmbee {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
 constexpr int64_t kTinyWork = 1 << 18;  // multiply-adds that take less time than waking a thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -39,6 +38,7 @@ float* thread_scratch(size_t count) {
 
 void attend_by_query_tile(const AttentionProblem& p, const AttentionKernels& kernels, const Executor& executor) {
   const int64_t query_tiles = ceil_div(p.queries, kQueryTile);
+  const int64_t tile_size = ceil_div(p.queries, query_tiles);  // about equal tiles
   const int64_t key_tiles = ceil_div(p.keys, kKeyTile);
   const size_t scratch_floats = kernels.scratch_floats(p);
 
@@ -46,8 +46,8 @@ void attend_by_query_tile(const AttentionProblem& p, const AttentionKernels& ker
   std::vector<uint8_t> visible(p.batch * query_tiles * key_tiles);
   executor.for_each(p.batch * query_tiles, [&](size_t i) {
     const int64_t b = i / query_tiles;
-    const int64_t q_begin = i % query_tiles * kQueryTile;
-    const int64_t q_end = std::min(q_begin + kQueryTile, p.queries);
+    const int64_t q_begin = i % query_tiles * tile_size;
+    const int64_t q_end = std::min(q_begin + tile_size, p.queries);
     for (int64_t tile = 0; tile < key_tiles; ++tile) {
       const int64_t k_begin = tile * kKeyTile;
       const int64_t count = std::min(kKeyTile, p.keys - k_begin);
@@ -65,20 +65,19 @@ void attend_by_query_tile(const AttentionProblem& p, const AttentionKernels& ker
     const int64_t tile = query_tiles - 1 - i / (p.batch * p.heads);
     const int64_t b = i % (p.batch * p.heads) / p.heads;
     const int64_t h = i % p.heads;
-    const int64_t q_begin = tile * kQueryTile;
-    kernels.attend_tile(p, b, h, q_begin, std::min(q_begin + kQueryTile, p.queries),
+    const int64_t q_begin = tile * tile_size;
+    kernels.attend_tile(p, b, h, q_begin, std::min(q_begin + tile_size, p.queries),
                         &visible[(b * query_tiles + tile) * key_tiles], thread_scratch(scratch_floats));
   });
 }
 
 // One head of one query, from the partial results of all chunks.
 void merge(const AttentionPartial* chunks, int64_t num_chunks, int64_t entry, int64_t dim_head, float* context) {
-  float max = kMinusInfinity;
+  float max = kNothingSeen;
   for (int64_t c = 0; c < num_chunks; ++c) max = std::max(max, chunks[c].max[entry]);
   std::fill(context, context + dim_head, 0.0f);
   float sum = 0.0f;
   for (int64_t c = 0; c < num_chunks; ++c) {
-    if (chunks[c].max[entry] == kMinusInfinity) continue;
     const float weight = std::exp(chunks[c].max[entry] - max);
     const float* part = chunks[c].context + entry * dim_head;
     sum += weight * chunks[c].sum[entry];
@@ -126,12 +125,17 @@ BiasTable::BiasTable(const float* table, int64_t buckets, int64_t heads)
     : buckets_(buckets), heads_(heads), values_(heads * (buckets + 1)) {
   for (int64_t h = 0; h < heads; ++h) {
     float* row = &values_[h * (buckets + 1)];
-    row[0] = kMinusInfinity;
+    row[0] = -std::numeric_limits<float>::infinity();
     for (int64_t r = 0; r < buckets; ++r) row[1 + r] = table[r * heads + h];
   }
 }
 
 void attend(const AttentionProblem& p, Isa isa, const Executor& executor) {
+  if (p.batch * p.queries * p.row_size() == 0) return;
+  if (p.keys == 0) {
+    std::fill(p.context, p.context + p.batch * p.queries * p.row_size(), 0.0f);
+    return;
+  }
   const Serial serial;
   const bool tiny = p.batch * p.queries * p.keys * p.row_size() < kTinyWork;
   const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;

@@ -8,6 +8,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "cpu.h"
@@ -15,9 +17,12 @@
 namespace cpmbee {
 
 constexpr int64_t kKeyTile = 64;       // keys whose scores exist at one time
-constexpr int64_t kQueryTile = 96;     // queries of one prefill job
+constexpr int64_t kQueryTile = 384;    // queries of one prefill job, at most
 constexpr int64_t kKeyChunk = 128;     // keys of one decode job
 constexpr int64_t kDecodeQueries = 4;  // up to this many queries, reading the cache costs more than computing
+
+// Where a running maximum starts: below every finite score, but its differences are numbers, unlike those of -inf.
+constexpr float kNothingSeen = std::numeric_limits<float>::lowest();
 
 // The bias table by head, so that one head's lookups stay close together; relation -1 finds -inf.
 class BiasTable {
@@ -65,7 +70,7 @@ struct AttentionProblem {
 
 // A softmax-weighted sum over some of the keys, not yet divided by `sum`; one entry per (query, head).
 struct AttentionPartial {
-  float* max;      // (queries, heads): largest score, -inf when no key was seen
+  float* max;      // (queries, heads): largest score, or kNothingSeen
   float* sum;      // (queries, heads): of exp(score - max)
   float* context;  // (queries, heads, dim_head)
 };

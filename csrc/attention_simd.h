@@ -4,14 +4,13 @@
 #pragma once
 
 #include <algorithm>
-#include <limits>
 
 #include "attention_kernel.h"
 
 namespace cpmbee {
 namespace {
 
-constexpr float kMinusInfinity = -std::numeric_limits<float>::infinity();
+constexpr int kRows = 6;  // rows (queries, or heads in decode) that are worked on at one time; fewer than kWidth
 
 // exp(x) for x <= 0 to 2 ulp (Cephes' polynomial); zero below -87.3, where the result would be subnormal; NaN stays.
 SIMD_INLINE Vec exp_nonpositive(Vec x) {
@@ -49,43 +48,43 @@ SIMD_INLINE const int16_t* whole_tile(const int16_t* relation, int64_t count, in
   return padded;
 }
 
-// Running softmax of one query and head.
-struct SoftmaxState {
-  float max = kMinusInfinity;
-  float sum = 0.0f;
-};
-
-// Turns the q.k of one tile into weights exp(score - running max), in place, and updates the state. The result is the
-// factor for everything that was accumulated before.
-SIMD_INLINE float weigh(float* scores, const int16_t* relation, const float* bias, SoftmaxState& state) {
+// Turns q.k of `rows` rows with the keys of one tile into weights exp(score - running max), in place, and updates each
+// row's running max and sum. factors[r] is what everything that row r accumulated before must be multiplied with.
+// A max that starts at kNothingSeen rather than -inf makes rows that see no key come out as zeros without a branch.
+SIMD_INLINE void weigh(int64_t rows, float* scores, const int16_t* const* relation, const float* const* bias,
+                       float* maxima, float* sums, float* factors) {
   constexpr int kVectors = kKeyTile / kWidth;
-  Vec s[kVectors];
-  Vec top = broadcast(kMinusInfinity);
-  for (int i = 0; i < kVectors; ++i) {
-    s[i] = add(load(scores + i * kWidth), look_up(bias, relation + i * kWidth));
-    top = max(top, s[i]);
+  alignas(64) float tops[kWidth] = {};
+  alignas(64) float totals[kWidth] = {};
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = scores + r * kKeyTile;
+    Vec top = broadcast(kNothingSeen);
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      const Vec s = add(load(row + i * kWidth), look_up(bias[r], relation[r] + i * kWidth));
+      store(row + i * kWidth, s);
+      top = max(top, s);
+    }
+    tops[r] = max_lanes(top);
   }
-  const float max_before = state.max;
-  const float max_now = std::max(max_before, max_lanes(top));
-  if (max_now == kMinusInfinity) {  // nothing seen yet: -inf - -inf must not become NaN
-    for (int i = 0; i < kVectors; ++i) store(scores + i * kWidth, zero());
-    return 1.0f;
+  const Vec before = load_first(maxima, rows);
+  const Vec now = max(before, load(tops));
+  const Vec factor = exp_nonpositive(sub(before, now));
+  store_first(maxima, now, rows);
+  store_first(factors, factor, rows);
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = scores + r * kKeyTile;
+    const Vec row_max = broadcast(maxima[r]);
+    Vec total = zero();
+#pragma GCC unroll 8
+    for (int i = 0; i < kVectors; ++i) {
+      const Vec weight = exp_nonpositive(sub(load(row + i * kWidth), row_max));
+      store(row + i * kWidth, weight);
+      total = add(total, weight);
+    }
+    totals[r] = sum_lanes(total);
   }
-  Vec total = zero();
-  for (int i = 0; i < kVectors; ++i) {
-    s[i] = exp_nonpositive(sub(s[i], broadcast(max_now)));
-    store(scores + i * kWidth, s[i]);
-    total = add(total, s[i]);
-  }
-  float factor = 1.0f;
-  if (max_now != max_before) {
-    alignas(64) float lanes[kWidth];
-    store(lanes, exp_nonpositive(broadcast(max_before - max_now)));
-    factor = lanes[0];
-  }
-  state.max = max_now;
-  state.sum = state.sum * factor + sum_lanes(total);
-  return factor;
+  store_first(sums, fma(load_first(sums, rows), factor, load(totals)), rows);
 }
 
 }  // namespace

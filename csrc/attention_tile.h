@@ -6,8 +6,8 @@
 namespace cpmbee {
 namespace {
 
-constexpr int kRows = 6;  // queries whose sums are in registers at one time
 constexpr int kPanel = kPanelVectors * kWidth;
+constexpr int64_t kLineFloats = 16;  // of a cache line
 
 int64_t padded_dim(int64_t dim_head) { return (dim_head + kPanel - 1) / kPanel * kPanel; }
 
@@ -61,28 +61,56 @@ MultiplyPanel choose_panel(int64_t rows, int64_t vectors) {
 }
 
 // Keys of one tile to (panels, dim_head, kPanel): for each of dim_head numbers, the keys side by side.
-SIMD_TARGET void pack_keys(const float* const* rows, int64_t count, int64_t dim_head, float* packed) {
+SIMD_TARGET void pack_keys(const float* const (&rows)[kKeyTile], int64_t dim_head, float* packed) {
   for (int64_t j = 0; j < kKeyTile; j += kWidth) {
     float* column = packed + j / kPanel * kPanel * dim_head + j % kPanel;
-    for (int64_t d = 0; d < dim_head; d += kWidth) {
-      const int64_t n = std::min<int64_t>(kWidth, dim_head - d);
-      Vec block[kWidth];
-      for (int i = 0; i < kWidth; ++i) {
-        block[i] = j + i >= count ? zero() : n == kWidth ? load(rows[j + i] + d) : load_first(rows[j + i] + d, n);
-      }
+    Vec block[kWidth];
+    int64_t d = 0;
+    for (; d + kWidth <= dim_head; d += kWidth) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) block[i] = load(rows[j + i] + d);
       transpose(block);
-      for (int64_t i = 0; i < n; ++i) store(column + (d + i) * kPanel, block[i]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kWidth; ++i) store(column + (d + i) * kPanel, block[i]);
+    }
+    if (d < dim_head) {
+      for (int i = 0; i < kWidth; ++i) block[i] = load_first(rows[j + i] + d, dim_head - d);
+      transpose(block);
+      for (int64_t i = 0; d + i < dim_head; ++i) store(column + (d + i) * kPanel, block[i]);
     }
   }
 }
 
-// Values of one tile to (panels, kKeyTile, kPanel), zeros after dim_head.
-SIMD_TARGET void pack_values(const float* const* rows, int64_t count, int64_t dim_head, float* packed) {
-  for (int64_t d = 0; d < padded_dim(dim_head); d += kWidth) {
-    float* column = packed + d / kPanel * kPanel * kKeyTile + d % kPanel;
-    const int64_t n = std::clamp<int64_t>(dim_head - d, 0, kWidth);
-    for (int64_t j = 0; j < count; ++j) {
-      store(column + j * kPanel, n == kWidth ? load(rows[j] + d) : n == 0 ? zero() : load_first(rows[j] + d, n));
+// Values of one tile to (panels, kKeyTile, kPanel); the last vector is filled up with zeros.
+SIMD_TARGET void pack_values(const float* const (&rows)[kKeyTile], int64_t dim_head, float* packed) {
+  for (int64_t j = 0; j < kKeyTile; ++j) {
+    int64_t d = 0;
+    for (; d + kWidth <= dim_head; d += kWidth) {
+      store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load(rows[j] + d));
+    }
+    if (d < dim_head) {
+      store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load_first(rows[j] + d, dim_head - d));
+    }
+  }
+}
+
+// The cache rows of a tile's keys, as pointers. Past the end the last one is repeated: those weights will be zero.
+void find_rows(const AttentionProblem& p, int64_t b, int64_t h, int64_t k_begin, int64_t count, const float* cache,
+               const float* (&rows)[kKeyTile]) {
+  const int32_t* slots = p.slots + b * p.keys + k_begin;
+  for (int64_t j = 0; j < kKeyTile; ++j) {
+    rows[j] = cache + slots[std::min(j, count - 1)] * p.row_size() + h * p.dim_head;
+  }
+}
+
+// Cache rows lie far apart, where no hardware prefetcher looks: ask for those of keys [begin, end).
+void prefetch_rows(const AttentionProblem& p, int64_t b, int64_t h, int64_t begin, int64_t end) {
+  const int32_t* slots = p.slots + b * p.keys;
+  for (int64_t k = begin; k < std::min(end, p.keys); ++k) {
+    const int64_t row = slots[k] * p.row_size() + h * p.dim_head;
+    for (int64_t d = 0; d < p.dim_head; d += kLineFloats) {
+      __builtin_prefetch(p.key_cache + row + d, 0, 2);
+      __builtin_prefetch(p.value_cache + row + d, 0, 2);
     }
   }
 }
@@ -100,33 +128,45 @@ SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, in
   float* values = keys + kKeyTile * dim;
   float* contexts = values + kKeyTile * wide;
   float* queries = contexts + kQueryTile * wide;
-  SoftmaxState states[kQueryTile];
+  const float* const head_bias = p.bias->head(h);
+  const float* const bias[kRows] = {head_bias, head_bias, head_bias, head_bias, head_bias, head_bias};
+  float maxima[kQueryTile];
+  float sums[kQueryTile];
   const int64_t num_queries = q_end - q_begin;
-  for (int64_t q = 0; q < num_queries; ++q) copy_scaled(queries + q * dim, p.query(b, q_begin + q, h), dim, p.scale);
+  std::fill(maxima, maxima + num_queries, kNothingSeen);
+  std::fill(sums, sums + num_queries, 0.0f);
   std::fill(contexts, contexts + num_queries * wide, 0.0f);
+  for (int64_t q = 0; q < num_queries; ++q) copy_scaled(queries + q * dim, p.query(b, q_begin + q, h), dim, p.scale);
 
-  for (int64_t k_begin = 0; k_begin < p.keys; k_begin += kKeyTile) {
-    if (!key_tiles[k_begin / kKeyTile]) continue;
-    const int64_t count = std::min(kKeyTile, p.keys - k_begin);
-    const int32_t* slots = p.slots + b * p.keys + k_begin;
+  for (int64_t k = 0; k < p.keys; k += kKeyTile) {
+    if (!key_tiles[k / kKeyTile]) continue;
+    const int64_t count = std::min(kKeyTile, p.keys - k);
     const float* rows[kKeyTile];
-    for (int64_t j = 0; j < count; ++j) rows[j] = p.key_cache + slots[j] * p.row_size() + h * dim;
-    pack_keys(rows, count, dim, keys);
-    for (int64_t j = 0; j < count; ++j) rows[j] = p.value_cache + slots[j] * p.row_size() + h * dim;
-    pack_values(rows, count, dim, values);
+    find_rows(p, b, h, k, count, p.key_cache, rows);
+    pack_keys(rows, dim, keys);
+    find_rows(p, b, h, k, count, p.value_cache, rows);
+    pack_values(rows, dim, values);
 
     for (int64_t q = 0; q < num_queries; q += kRows) {
       const int64_t n = std::min<int64_t>(kRows, num_queries - q);
+      const int64_t next = k + kKeyTile;
+      prefetch_rows(p, b, h, next + kKeyTile * q / num_queries, next + kKeyTile * (q + n) / num_queries);
       alignas(64) float scores[kRows * kKeyTile];
-      float factors[kRows];
       for (int64_t j = 0; j < kKeyTile; j += kPanel) {
         choose_panel(n, kPanelVectors)(dim, queries + q * dim, dim, keys + j * dim, scores + j, kKeyTile, nullptr);
       }
+      int16_t padded[kRows][kKeyTile];
+      const int16_t* relation[kRows];
       for (int64_t r = 0; r < n; ++r) {
-        int16_t padded[kKeyTile];
-        const int16_t* relation = whole_tile(p.relation_row(b, q_begin + q + r) + k_begin, count, padded);
-        factors[r] = weigh(scores + r * kKeyTile, relation, p.bias->head(h), states[q + r]);
+        const int16_t* row = p.relation_row(b, q_begin + q + r) + k;
+        relation[r] = whole_tile(row, count, padded[r]);
+        if (q + r + kRows < num_queries) {
+          __builtin_prefetch(row + kRows * p.keys);
+          __builtin_prefetch(row + kRows * p.keys + kKeyTile / 2);
+        }
       }
+      float factors[kRows];
+      weigh(n, scores, relation, bias, maxima + q, sums + q, factors);
       for (int64_t d = 0; d < dim; d += kPanel) {
         const int64_t vectors = std::min<int64_t>(kPanelVectors, (dim - d + kWidth - 1) / kWidth);
         choose_panel(n, vectors)(count, scores, kKeyTile, values + d * kKeyTile, contexts + q * wide + d, wide, factors);
@@ -134,7 +174,7 @@ SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, in
     }
   }
   for (int64_t q = 0; q < num_queries; ++q) {
-    const float inverse = states[q].sum == 0.0f ? 0.0f : 1.0f / states[q].sum;
+    const float inverse = sums[q] == 0.0f ? 0.0f : 1.0f / sums[q];
     copy_scaled(p.context_row(b, q_begin + q, h), contexts + q * wide, dim, inverse);
   }
 }

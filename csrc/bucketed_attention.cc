@@ -14,7 +14,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "attention_inputs.h"
+#include "op_inputs.h"
 #include "attention_kernel.h"
 #include "op.h"
 

@@ -2,7 +2,7 @@
 //
 // bias[b,h,q,k] = table[relation[b,q,k], h], and -inf where the relation is -1.
 
-#include "attention_inputs.h"
+#include "op_inputs.h"
 #include "op.h"
 
 namespace cpmbee {

@@ -72,6 +72,7 @@ SIMD_INLINE Vec sum_each(const Vec (&x)[kWidth]) {
 // Rows become columns.
 SIMD_INLINE void transpose(Vec (&x)[kWidth]) {
   __m256 y[kWidth];  // y[4 * i + c] lane group g: column 4 * g + c of rows 4 * i .. 4 * i + 3
+#pragma GCC unroll 4
   for (int i = 0; i < 2; ++i) {
     const Vec* r = x + 4 * i;
     const Vec a = _mm256_unpacklo_ps(r[0], r[1]);
@@ -83,6 +84,7 @@ SIMD_INLINE void transpose(Vec (&x)[kWidth]) {
     y[4 * i + 2] = _mm256_shuffle_ps(b, d, 0x44);
     y[4 * i + 3] = _mm256_shuffle_ps(b, d, 0xee);
   }
+#pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
     x[c] = _mm256_permute2f128_ps(y[c], y[4 + c], 0x20);
     x[4 + c] = _mm256_permute2f128_ps(y[c], y[4 + c], 0x31);

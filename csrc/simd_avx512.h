@@ -55,6 +55,7 @@ SIMD_INLINE Vec look_up(const float* bias, const int16_t* relation) {
 // Lane i of the result is the sum of the lanes of x[i].
 SIMD_INLINE Vec sum_each(const Vec (&x)[kWidth]) {
   __m512 quads[4];  // quads[i] lane group g: partial sums of x[4 * i .. 4 * i + 3] over lane group g
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const Vec* y = x + 4 * i;
     const Vec a = add(_mm512_unpacklo_ps(y[0], y[1]), _mm512_unpackhi_ps(y[0], y[1]));
@@ -69,6 +70,7 @@ SIMD_INLINE Vec sum_each(const Vec (&x)[kWidth]) {
 // Rows become columns.
 SIMD_INLINE void transpose(Vec (&x)[kWidth]) {
   __m512 y[kWidth];  // y[4 * i + c] lane group g: column 4 * g + c of rows 4 * i .. 4 * i + 3
+#pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const Vec* r = x + 4 * i;
     const Vec a = _mm512_unpacklo_ps(r[0], r[1]);
@@ -80,6 +82,7 @@ SIMD_INLINE void transpose(Vec (&x)[kWidth]) {
     y[4 * i + 2] = _mm512_shuffle_ps(b, d, 0x44);
     y[4 * i + 3] = _mm512_shuffle_ps(b, d, 0xee);
   }
+#pragma GCC unroll 4
   for (int c = 0; c < 4; ++c) {
     const Vec even_low = _mm512_shuffle_f32x4(y[c], y[4 + c], 0x88);
     const Vec odd_low = _mm512_shuffle_f32x4(y[c], y[4 + c], 0xdd);

@@ -27,6 +27,7 @@ typedef struct {
     uint32_t first[TRIE_DIRECT]; /* child of TRIE_PLAIN by character, or TRIE_NONE */
     uint32_t mask;
     int shift;
+    size_t room; /* nodes that can still be added */
     TrieNode *nodes;
 } Trie;
 
@@ -44,6 +45,7 @@ static inline Trie *trie_new(size_t count) {
     size_t slots = (size_t)1 << bits;
     trie->mask = (uint32_t)(slots - 1);
     trie->shift = 64 - bits;
+    trie->room = count;
     trie->nodes = bits <= 31 ? (TrieNode *)malloc(slots * sizeof(TrieNode)) : NULL;
     if (trie->nodes == NULL) {
         trie_free(trie);
@@ -75,13 +77,15 @@ static inline uint32_t trie_first(const Trie *trie, uint32_t character) {
     return character < TRIE_DIRECT ? trie->first[character] : trie_child(trie, TRIE_PLAIN, character);
 }
 
-/* Adds a token; the caller has counted the nodes, so there is room. */
-static inline void trie_insert(Trie *trie, uint32_t root, int kind, const void *text, Py_ssize_t length, int32_t token) {
+/* Adds a token; returns 0 where the trie is full. */
+static inline int trie_insert(Trie *trie, uint32_t root, int kind, const void *text, Py_ssize_t length, int32_t token) {
     uint32_t node = root;
     for (Py_ssize_t i = 0; i < length; i++) {
         uint32_t character = PyUnicode_READ(kind, text, i);
         uint32_t slot = trie_slot(trie, node, character);
         if (trie->nodes[slot].parent == TRIE_NONE) {
+            if (trie->room == 0) return 0;
+            trie->room--;
             trie->nodes[slot] = (TrieNode){node, character, -1, 0};
             trie->nodes[node].has_children = 1;
             if (node == TRIE_PLAIN && character < TRIE_DIRECT) trie->first[character] = slot;
@@ -89,6 +93,7 @@ static inline void trie_insert(Trie *trie, uint32_t root, int kind, const void *
         node = slot;
     }
     trie->nodes[node].token = token;
+    return 1;
 }
 
 typedef enum {

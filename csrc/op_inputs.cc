@@ -1,4 +1,4 @@
-#include "attention_inputs.h"
+#include "op_inputs.h"
 
 namespace cpmbee {
 namespace {

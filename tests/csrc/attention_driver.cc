@@ -1,0 +1,145 @@
+// Compares every instruction set with the scalar reference on random problems; meant for a build with sanitizers.
+//
+// Every array has exactly its size and lies on the heap, so that AddressSanitizer sees a read past any of them. Each
+// problem runs serially and on two threads, which must agree to the bit.
+//
+//   attention_driver [seed] [problems]
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "attention_kernel.h"
+
+namespace {
+
+using cpmbee::AttentionProblem;
+using cpmbee::BiasTable;
+using cpmbee::Isa;
+
+class Serial final : public cpmbee::Executor {
+ public:
+  void run(size_t total, void (*body)(void*, size_t), void* data) const override {
+    for (size_t i = 0; i < total; ++i) body(data, i);
+  }
+};
+
+class TwoThreads final : public cpmbee::Executor {
+ public:
+  void run(size_t total, void (*body)(void*, size_t), void* data) const override {
+    std::atomic<size_t> next{0};
+    const auto work = [&] {
+      for (size_t i = next++; i < total; i = next++) body(data, i);
+    };
+    std::thread other(work);
+    work();
+    other.join();
+  }
+};
+
+class Random {
+ public:
+  explicit Random(unsigned seed) : engine_(seed) {}
+  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
+  bool chance(double p) { return std::bernoulli_distribution(p)(engine_); }
+  std::vector<float> normal(int64_t count) {
+    std::normal_distribution<float> distribution;
+    std::vector<float> values(count);
+    for (float& x : values) x = distribution(engine_);
+    return values;
+  }
+
+ private:
+  std::mt19937 engine_;
+};
+
+// A problem and the arrays that it points to.
+struct Case {
+  AttentionProblem problem;
+  std::vector<float> qkv, key_cache, value_cache, table;
+  std::vector<int16_t> relation;
+  std::vector<int32_t> slots;
+  BiasTable bias;
+
+  explicit Case(Random& random) {
+    AttentionProblem& p = problem;
+    p.batch = random.integer(1, 4);
+    p.queries = random.chance(0.5) ? random.integer(1, 7) : random.chance(0.1) ? random.integer(385, 400) : random.integer(8, 70);
+    p.keys = random.integer(0, 300);
+    p.heads = random.integer(1, 9);
+    p.dim_head = random.chance(0.5) ? 8 * random.integer(1, 17) : random.integer(1, 130);
+    p.scale = 1.0f / std::sqrt(static_cast<float>(p.dim_head));
+    const int64_t rows = random.integer(1, 200);
+    const int64_t buckets = random.integer(1, 600);
+    qkv = random.normal(p.batch * p.queries * 3 * p.row_size());
+    key_cache = random.normal(rows * p.row_size());
+    value_cache = random.normal(rows * p.row_size());
+    table = random.normal(buckets * p.heads);
+    bias = BiasTable(table.data(), buckets, p.heads);
+    slots.resize(p.batch * p.keys);
+    for (int32_t& slot : slots) slot = static_cast<int32_t>(random.integer(0, rows - 1));
+    relation.resize(p.batch * p.queries * p.keys);
+    const double masked = random.chance(0.3) ? 0.99 : 0.2;
+    const int64_t run_length = random.integer(1, 100);  // of equal relations
+    for (size_t i = 0; i < relation.size(); ++i) {
+      const bool repeat = i > 0 && random.integer(0, run_length) != 0;
+      relation[i] = repeat ? relation[i - 1] : random.chance(masked) ? -1 : random.integer(0, buckets - 1);
+    }
+    p.qkv = qkv.data();
+    p.relation = relation.data();
+    p.bias = &bias;
+    p.slots = slots.data();
+    p.key_cache = key_cache.data();
+    p.value_cache = value_cache.data();
+  }
+
+  std::vector<float> run(Isa isa, const cpmbee::Executor& executor) const {
+    AttentionProblem p = problem;
+    std::vector<float> context(p.batch * p.queries * p.row_size(), NAN);
+    p.context = context.data();
+    cpmbee::attend(p, isa, executor);
+    return context;
+  }
+};
+
+float largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  float largest = 0.0f;
+  for (size_t i = 0; i < a.size(); ++i) {
+    const float difference = std::abs(a[i] - b[i]);
+    if (!(difference <= largest)) largest = difference;  // NaN is a difference, too
+  }
+  return largest;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const unsigned seed = argc > 1 ? std::strtoul(argv[1], nullptr, 10) : 1;
+  const int problems = argc > 2 ? std::atoi(argv[2]) : 100;
+  constexpr float kTolerance = 1e-5f;
+  Random random(seed);
+  for (int i = 0; i < problems; ++i) {
+    const Case test(random);
+    const AttentionProblem& p = test.problem;
+    const std::vector<float> expected = test.run(Isa::scalar, Serial());
+    for (int isa = 0; isa <= static_cast<int>(cpmbee::best_isa()); ++isa) {
+      const std::vector<float> serial = test.run(static_cast<Isa>(isa), Serial());
+      const std::vector<float> threaded = test.run(static_cast<Isa>(isa), TwoThreads());
+      const float difference = largest_difference(serial, expected);
+      if (difference <= kTolerance && serial == threaded) continue;
+      std::fprintf(stderr, "problem %d, %s: off by %g, threads %s (batch %d queries %d keys %d heads %d dim %d)\n", i,
+                   isa_name(static_cast<Isa>(isa)), difference, serial == threaded ? "agree" : "differ",
+                   static_cast<int>(p.batch), static_cast<int>(p.queries), static_cast<int>(p.keys),
+                   static_cast<int>(p.heads), static_cast<int>(p.dim_head));
+      return 1;
+    }
+  }
+  std::printf("%d problems, up to %s: all agree\n", problems, isa_name(cpmbee::best_isa()));
+  return 0;
+}
