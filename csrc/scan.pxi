@@ -18,7 +18,7 @@ cdef extern from "trie.h":
     const char *TRIE_CAPSULE
     Trie *trie_new(size_t count)
     void trie_free(Trie *trie)
-    void trie_insert(Trie *trie, int root, int kind, const void *text, Py_ssize_t length, int32_t token)
+    bint trie_insert(Trie *trie, int root, int kind, const void *text, Py_ssize_t length, int32_t token)
     void scan_begin(Scan *scan, const Trie *trie, object text)
     ScanEvent scan_tokens(Scan *scan, int32_t *ids, Py_ssize_t *count)
     int32_t scan_group(const Trie *trie, object token)

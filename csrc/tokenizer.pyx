@@ -51,27 +51,28 @@ cdef class Tokenizer:
         self.build_trie()
 
     cdef int build_trie(self) except -1:
-        cdef Py_ssize_t count = 0, shared
-        cdef str previous = "", token
-        cdef int32_t token_id
-        for token in sorted(self.known):  # neighbours share their longest prefix
-            shared = 0
-            while shared < min(len(previous), len(token)) and previous[shared] == token[shared]:
-                shared += 1
-            count += len(token) - shared
-            previous = token
-        # Plain and special tokens may share a prefix that becomes two chains.
-        count += sum([len(token) for token in self.known if is_special(token)])
-        self.trie = trie_new(count)
+        cdef size_t room = 2 * len(self.known)
+        while not self.fill_trie(room):  # nodes are where they are: a larger trie is filled anew
+            trie_free(self.trie)
+            self.trie = NULL
+            room *= 2
+        self.trie_capsule = PyCapsule_New(self.trie, TRIE_CAPSULE, NULL)
+        return 0
+
+    cdef bint fill_trie(self, size_t room) except -1:
+        cdef str token
+        cdef int32_t token_id = 0
+        self.trie = trie_new(room)
         if self.trie is NULL:
             raise MemoryError("no memory for the vocabulary")
-        self.trie_capsule = PyCapsule_New(self.trie, TRIE_CAPSULE, NULL)
-        for token_id, token in enumerate(self.known):
-            trie_insert(
+        for token in self.known:
+            if not trie_insert(
                 self.trie, TRIE_SPECIAL if is_special(token) else TRIE_PLAIN,
                 PyUnicode_KIND(token), PyUnicode_DATA(token), PyUnicode_GET_LENGTH(token), token_id,
-            )
-        return 0
+            ):
+                return False
+            token_id += 1
+        return True
 
     def __dealloc__(self):
         trie_free(self.trie)
@@ -150,10 +151,11 @@ cdef class Tokenizer:
             TokenizeError: an id is in neither; names it.
         """
         cdef list pieces = []
+        cdef dict table = dict(ext_table) if ext_table else None
         cdef Py_ssize_t index
         for token_id in ids:
-            if ext_table and token_id in ext_table:
-                pieces.append(ext_table[token_id])
+            if table is not None and token_id in table:
+                pieces.append(table[token_id])
                 continue
             index = token_id
             if not 0 <= index < self.vocab_size:

@@ -9,7 +9,7 @@ from cpmbee.errors import VocabularyError
 
 NEWLINE, SPACE = "</n>", "</_>"  # how the file spells "\n" and " "
 REQUIRED = ("<pad>", "<unk>", "<mask>", "<s>", "</s>", "<root>", "<ans>")
-MAX_FILE_BYTES = 64 << 20
+MAX_FILE_BYTES = 32 << 20
 MAX_TOKENS = 1 << 22
 MAX_TOKEN_LENGTH = 512  # characters; bounds the work of one longest match
 
@@ -31,13 +31,15 @@ def read_vocabulary(path: str | Path) -> list[str]:
         raise VocabularyError(f"{path}: cannot read the vocabulary ({error.strerror})") from None
     if len(raw) > MAX_FILE_BYTES:
         raise VocabularyError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; is this a vocabulary?")
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise VocabularyError(f"{path}:{line}: not UTF-8") from None
     tokens: list[str] = []
     first_line: dict[str, int] = {}
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        try:
-            token = line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError:
-            raise VocabularyError(f"{path}:{number}: not UTF-8") from None
+    for number, line_text in enumerate(text.split("\n"), 1):
+        token = line_text.removesuffix("\r")
         if not token:
             continue
         if token in first_line:

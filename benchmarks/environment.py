@@ -1,0 +1,91 @@
+"""What a measurement needs beside it to mean something, and where it is kept."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+SHARED = Path(os.environ.get("CPMBEE_SHARED") or ROOT.parent / "shared")
+PACKAGES = ("cpmbee", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "Cython")
+VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores and vector instructions, memory and system."""
+    fields: dict[str, str] = {}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    flags = set(fields.get("flags", fields.get("Features", "")).split())
+    description: dict[str, Any] = {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "family": "/".join(fields.get(name, "?") for name in ("cpu family", "model", "stepping")),
+        "cores": os.cpu_count(),
+        "vector_instructions": [flag for flag in VECTOR_FLAGS if flag in flags],
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        description["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    return description
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Python's version and those of the ``packages`` that are installed."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit that was measured; ``+changes`` where the measured code differs from it, ``unknown`` outside git."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head}+changes" if changed else head
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def write_result(name: str, payload: Mapping[str, Any]) -> Path:
+    """Keep a measurement in ``benchmarks/results/<name>.json`` together with where it was made.
+
+    Args:
+        name: of the benchmark.
+        payload: what was measured; JSON-ready.
+
+    Returns:
+        The file written.
+    """
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    arguments = [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]
+    record = {
+        "command": shlex.join(["python", *arguments]),
+        "commit": commit(),
+        "machine": machine(),
+        "versions": versions(),
+        **payload,
+    }
+    path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    return path
