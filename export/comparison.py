@@ -64,7 +64,7 @@ def replay(model: LogitsModel, calls: Sequence[Call], who: str, reference: str) 
     """Repeat recorded calls on ``model`` and compare; one check per kind of call.
 
     A check also fails where the two would choose different tokens, unless the reference itself is that undecided: its
-    two best logits are closer than twice the error.
+    two best logits are closer than twice the error, and the error is within the tolerance.
     """
     errors: dict[str, list[float]] = {}
     undecided: dict[str, int] = {}
@@ -72,18 +72,18 @@ def replay(model: LogitsModel, calls: Sequence[Call], who: str, reference: str) 
     for call in calls:
         logits = model.run(call.inputs)
         difference = np.abs(logits - call.logits).max()
-        # Written so that NaN in either counts as infinitely far.
-        error = float(difference / np.ptp(call.logits)) if np.isfinite(difference) else float("inf")
+        reach = float(np.ptp(call.logits)) or 1.0
+        error = float(difference) / reach if np.isfinite(difference) else float("inf")  # NaN is infinitely far
         errors.setdefault(call.kind, []).append(error)
         chosen, expected = logits.argmax(-1), call.logits.argmax(-1)
         for place in zip(*np.nonzero(chosen != expected), strict=True):
             margin = call.logits[place][expected[place]] - call.logits[place][chosen[place]]
-            tally = undecided if margin <= 2 * difference else wrong
+            tally = undecided if margin <= 2 * min(error, TOLERANCE) * reach else wrong
             tally[call.kind] = tally.get(call.kind, 0) + 1
     checks = []
     for kind, found in errors.items():
         detail = (
-            f"{who} against {reference}: largest difference {max(found):.1e} of the logits' range, {len(found)} calls"
+            f"against the {reference}: largest difference {max(found):.1e} of the logits' range, {len(found)} calls"
         )
         if kind in wrong:
             detail += f"; {wrong[kind]} likeliest tokens differ"

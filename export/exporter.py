@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
@@ -15,14 +16,15 @@ import onnx
 import cpmbee
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, ConfigError, VocabularyError
-from cpmbee.export import graph, verification
+from cpmbee.export import graph
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
-from cpmbee.export.folder import FORMAT, MANIFEST, REPORT, require_space, staged_folder
+from cpmbee.export.folder import REPORT, require_space, staged_folder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION
-from cpmbee.export.integrity import file_sha256
 from cpmbee.export.report import ExportReport
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
+from cpmbee.export.weights import PRECISIONS, Precision
+from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.tokenizer import Tokenizer
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from cpmbee.model import CpmBee
     from cpmbee.model.lora import LoraDelta
 
-SCHEMA_VERSION = 1
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 VOCABULARY_FILE = "vocab.txt"
@@ -41,7 +42,7 @@ Progress = Callable[[str, float], None]
 def export(
     checkpoint: str | Path | CpmBee,
     out: str | Path,
-    precision: graph.Precision = "fp32",
+    precision: Precision = "fp32",
     *,
     vocab: str | Path | None = None,
     lora: str | Path | LoraDelta | None = None,
@@ -73,8 +74,8 @@ def export(
         ExportError: ``out`` cannot be written or must not be replaced, or verification does not hold.
         DependencyError: the checkpoint's format needs a package that is not installed.
     """
-    if precision not in graph.PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(graph.PRECISIONS)}, not {precision!r}")
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     tell = progress or _tell_nobody
     started = time.perf_counter()
     source = open_source(checkpoint, lora, lora_alpha)
@@ -99,6 +100,8 @@ def export(
             verification=None,
         )
         if verify:
+            from cpmbee.export import verification  # needs ONNX Runtime, which writing a model does not
+
             examined = verification.examine(folder, checkpoint, lora=lora, lora_alpha=lora_alpha, progress=tell)
             verification.require_passed(out, examined)
             report = replace(report, verification=examined)
@@ -163,12 +166,17 @@ def _manifest(
         },
         "ops": {"domain": DOMAIN, "version": DOMAIN_VERSION},
         "files": {
-            file.name: {"size": file.stat().st_size, "sha256": known_hashes.get(file.name) or file_sha256(file)}
+            file.name: {"size": file.stat().st_size, "sha256": known_hashes.get(file.name) or _sha256(file)}
             for file in sorted(folder.iterdir())
         },
         "source": {"sha256": source_sha256, "format": source.format},
         "created_with": {"cpmbee": cpmbee.__version__, "onnx": onnx.__version__},
     }
+
+
+def _sha256(path: Path) -> str:
+    """SHA-256 of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _torch_dtype(config: ModelConfig) -> str:

@@ -17,9 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpmbee.errors import ExportError
+from cpmbee.folder import FORMAT, MANIFEST
 
-FORMAT = "cpmbee-onnx"
-MANIFEST = "engine.json"
 REPORT = "export_report.json"
 
 

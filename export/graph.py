@@ -11,7 +11,7 @@ d hidden size, H heads, P cache rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -28,9 +28,6 @@ from cpmbee.export.functions import (
     bucketed_position_bias,
 )
 from cpmbee.model.tensor_names import BIAS_TABLE, EMBEDDING
-
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
 
 IR_VERSION = 9  # the oldest supported runtime, 1.18, reads it
 OPSET = 18
@@ -82,7 +79,7 @@ class _Assembly:
         return self.graph.node("Mul", [value, scalar], name)
 
 
-def build_graph(config: ModelConfig, precision: Precision) -> GraphBuilder:
+def build_graph(config: ModelConfig, precision: weights.Precision) -> GraphBuilder:
     """All nodes of the model and the tensors it needs; nothing is read yet."""
     dtype = np.dtype(np.float32) if precision == "fp32" else np.dtype(np.float16)
     made = _Assembly(GraphBuilder(), config, dtype)
@@ -272,9 +269,11 @@ def _head(made: _Assembly, state: Residual) -> None:
     graph, config = made.graph, made.config
     factor = 1.0 if made.folds else weights.linear_scale(config.hidden_size)
     hidden, _ = _norm(made, "head", FINAL_NORM, state, factor)
-    flat = graph.constant("head/flat", np.array([-1, config.hidden_size], np.int64))
-    rows = graph.node("Reshape", [hidden, flat], "head/rows")
-    columns = graph.node("Transpose", [rows], "head/columns", perm=[1, 0])  # (d, B * R)
+    # Transposed before flattening: ONNX Runtime would fuse a transposition right before the product into it, and lose
+    # its matrix-vector kernel for a single row.
+    turned = graph.node("Transpose", [hidden], "head/turned", perm=[2, 0, 1])
+    flat = graph.constant("head/flat", np.array([config.hidden_size, -1], np.int64))
+    columns = graph.node("Reshape", [turned, flat], "head/columns")  # (d, B * R)
     matrix = "embedding"
     if made.dtype == np.float16:
         matrix = graph.node("Cast", [matrix], "head/embedding_fp32", to=FLOAT)

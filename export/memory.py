@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 from cpmbee.config import ModelConfig
+from cpmbee.machine import physical_memory
 from cpmbee.model.tensor_names import expected_tensors
 
 _MEMINFO = Path("/proc/meminfo")
@@ -18,9 +18,10 @@ def fp32_bytes(config: ModelConfig) -> int:
 
 
 def available_memory() -> int:
-    """Bytes that programs can take without swapping."""
+    """Bytes that this process can take without swapping; a guess where the system does not say."""
+    limit = physical_memory()
     if _MEMINFO.is_file():
         for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+                return min(limit, int(line.split()[1]) * 1024)
+    return limit // 2

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -10,13 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cpmbee.config import ModelConfig
 from cpmbee.export.comparison import PROMPT, Call, all_ext
-from cpmbee.export.graph import Precision
+from cpmbee.export.memory import fp32_bytes
 from cpmbee.export.probes import GraphInputs, Probe
 from cpmbee.export.reference import ReferenceBackend, ReferenceRunner
 from cpmbee.export.sources import TensorSource
+from cpmbee.export.weights import Precision
 from cpmbee.model.cpmbee import BucketedBias, CpmBee, ExtendedEmbedding, Layer, RMSNorm
 from cpmbee.model.tensor_names import EMBEDDING, is_linear
+
+SMALL_MODEL_BYTES = 256 << 20
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -36,6 +41,18 @@ class ReferenceModel:
         self._runner.logits = logits
         self._runner.run()
         return logits
+
+
+@contextmanager
+def few_threads(config: ModelConfig) -> Iterator[None]:
+    """Let torch compute a small model on one thread: its many small steps lose more in waiting than they gain."""
+    before = torch.get_num_threads()
+    if fp32_bytes(config) < SMALL_MODEL_BYTES:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def load_reference(source: TensorSource, precision: Precision) -> CpmBee:

@@ -31,7 +31,10 @@ class TensorSource(Protocol):
     format: str
 
     def read(self, name: str) -> Array:
-        """One tensor, in the dtype it is stored in (fp16, bfloat16 or fp32)."""
+        """One tensor, in the dtype it is stored in (fp16, bfloat16 or fp32); fp32 where a delta was merged."""
+
+    def originals(self, name: str) -> tuple[Array, ...]:
+        """What `read` makes a tensor of; hashing these does not depend on how a machine multiplies matrices."""
 
 
 class CheckpointSource:
@@ -59,6 +62,12 @@ class CheckpointSource:
             array = self._lora.merge(name, array)
         require_finite(name, array)
         return array
+
+    def originals(self, name: str) -> tuple[Array, ...]:
+        """The tensor as stored and, where it has a delta, its factors and their scale."""
+        factors = self._lora.factors.get(name) if self._lora is not None else None
+        parts = () if factors is None else (factors.a, factors.b, np.array([factors.scale]))
+        return (self._checkpoint.read(name), *parts)
 
 
 class LiveSource:
@@ -92,39 +101,42 @@ class LiveSource:
         require_finite(name, array)
         return array
 
+    def originals(self, name: str) -> tuple[Array, ...]:
+        """The tensor as `read` gives it."""
+        return (self.read(name),)
+
 
 class HashedSource:
-    """Reads from another source and remembers a hash of everything read, so that nothing is read twice for it.
+    """Reads from another source and hashes everything on the way, so that an export reads its checkpoint once.
 
     The hash is over tensor names, dtypes, shapes and bytes, in name order: the same for one model in any file format
     and sharding.
-
-    Attributes:
-        config, vocab_file, format: the source's.
     """
 
     def __init__(self, source: TensorSource) -> None:
         self._source = source
-        self.config = source.config
-        self.vocab_file = source.vocab_file
-        self.format = source.format
         self._hashes: dict[str, str] = {}
 
     def read(self, name: str) -> Array:
         """One tensor of the source."""
-        array = self._source.read(name)
-        if name not in self._hashes:
-            header = json.dumps([name, array.dtype.name, list(array.shape)])
-            digest = hashlib.sha256(header.encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-            self._hashes[name] = digest.hexdigest()
-        return array
+        self._hash(name)
+        return self._source.read(name)
 
     def hexdigest(self) -> str:
         """SHA-256 over all tensors; reads those that nobody has asked for."""
-        for name in expected_tensors(self.config).keys() - self._hashes.keys():
-            self.read(name)
-        return hashlib.sha256("".join(self._hashes[name] for name in sorted(self._hashes)).encode()).hexdigest()
+        names = sorted(expected_tensors(self._source.config))
+        for name in names:
+            self._hash(name)
+        return hashlib.sha256("".join(self._hashes[name] for name in names).encode()).hexdigest()
+
+    def _hash(self, name: str) -> None:
+        if name in self._hashes:
+            return
+        digest = hashlib.sha256()
+        for array in self._source.originals(name):
+            digest.update(json.dumps([name, array.dtype.name, list(array.shape)]).encode())
+            digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        self._hashes[name] = digest.hexdigest()
 
 
 def open_source(

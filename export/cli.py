@@ -1,0 +1,83 @@
+"""``cpmbee export`` and ``cpmbee verify``: arguments in, a summary out; the work is in the library."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cpmbee.export.report import ExportReport, VerificationReport
+from cpmbee.export.weights import PRECISIONS
+from cpmbee.progress import ProgressBar
+
+
+def export_main(argv: list[str]) -> int:
+    """Run ``cpmbee export``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="cpmbee export", description="Turn a CPM-Bee checkpoint into an ONNX model folder, and verify it."
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder, weight file or shard index")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the stored matrices (fp32)")
+    parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, if none lies beside the checkpoint")
+    parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the reference")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there")
+    _add_lora(parser)
+    args = parser.parse_args(argv)
+    from cpmbee.export import export
+
+    with ProgressBar() as progress:
+        report = export(
+            args.checkpoint,
+            args.out,
+            args.precision,
+            vocab=args.vocab,
+            lora=args.lora,
+            lora_alpha=args.lora_alpha,
+            verify=not args.no_verify,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    print("\n".join(describe_export(report)))
+    return 0
+
+
+def verify_main(argv: list[str]) -> int:
+    """Run ``cpmbee verify``; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="cpmbee verify", description="Compare a model folder with the checkpoint it was exported from."
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="model folder")
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="what it was exported from")
+    _add_lora(parser)
+    args = parser.parse_args(argv)
+    from cpmbee.export.verification import examine
+
+    with ProgressBar() as progress:
+        report = examine(args.out, args.checkpoint, lora=args.lora, lora_alpha=args.lora_alpha, progress=progress)
+    print("\n".join(describe_verification(report)))
+    return 0 if report.passed else 1
+
+
+def describe_export(report: ExportReport) -> list[str]:
+    """Lines for a terminal: what was written, and what its verification found."""
+    lines = [
+        f"exported {report.num_parameters:,} parameters in {report.precision} ({report.num_bytes / 1e6:.1f} MB) to "
+        f"{report.folder} in {report.seconds:.1f} s"
+    ]
+    if report.verification is None:
+        return [*lines, "not verified"]
+    return [*lines, *describe_verification(report.verification)]
+
+
+def describe_verification(report: VerificationReport) -> list[str]:
+    """Lines for a terminal: every check, every note, the verdict."""
+    lines = [f"  {'ok    ' if check.passed else 'FAILED'} {check.name}: {check.detail}" for check in report.checks]
+    lines += [f"  note   {note}" for note in report.notes]
+    failed = sum(not check.passed for check in report.checks)
+    verdict = f"{failed} of {len(report.checks)} checks FAILED" if failed else f"all {len(report.checks)} checks passed"
+    return [*lines, f"{verdict} in {report.seconds:.1f} s"]
+
+
+def _add_lora(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--lora", type=Path, metavar="DELTA", help="LoRA delta that is merged into the weights")
+    parser.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="its alpha, if no configuration says it")
