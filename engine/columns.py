@@ -56,8 +56,6 @@ def packed_columns(
             raise PromptError(f"row {row} of the batch: length {tokens} is not in 0..{width}")
         columns = np.empty((NUM_COLUMNS, tokens), np.int32)
         columns[POSITION] = np.arange(tokens)
-        for index, column in zip(
-            (SEGMENT, SAMPLE, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET), given, strict=True
-        ):
+        for index, column in zip((SEGMENT, SAMPLE, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET), given, strict=True):
             columns[index] = column[row, :tokens]
         yield columns, segment_rel[row]

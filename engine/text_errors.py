@@ -35,9 +35,7 @@ def not_a_dict(root: str, value: object) -> PromptError:
 
 def key_not_a_string(root: str, path: tuple[str, ...], key: object) -> PromptError:
     """A key of some other type."""
-    return PromptError(
-        f"{format_path(root, path)}: has a key of type {type(key).__name__}; keys must be strings"
-    )
+    return PromptError(f"{format_path(root, path)}: has a key of type {type(key).__name__}; keys must be strings")
 
 
 def leaf_not_a_string(root: str, path: tuple[str, ...], value: object) -> PromptError:
@@ -67,6 +65,4 @@ def missing_answer(root: str) -> PromptError:
 
 def no_answer_leaf(root: str) -> PromptError:
     """``<ans>`` holds only empty dicts."""
-    return PromptError(
-        f'{root}.<ans>: holds no answer to write; give it a "" for each answer, such as {{"name": ""}}'
-    )
+    return PromptError(f'{root}.<ans>: holds no answer to write; give it a "" for each answer, such as {{"name": ""}}')

@@ -43,13 +43,9 @@ def read_vocabulary(path: str | Path) -> list[str]:
         if not token:
             continue
         if token in first_line:
-            raise VocabularyError(
-                f"{path}:{number}: the token {token!r} is already on line {first_line[token]}"
-            )
+            raise VocabularyError(f"{path}:{number}: the token {token!r} is already on line {first_line[token]}")
         if len(token) > MAX_TOKEN_LENGTH:
-            raise VocabularyError(
-                f"{path}:{number}: a token of {len(token)} characters; is this a vocabulary?"
-            )
+            raise VocabularyError(f"{path}:{number}: a token of {len(token)} characters; is this a vocabulary?")
         first_line[token] = number
         tokens.append(token)
     try:

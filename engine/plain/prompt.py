@@ -88,9 +88,7 @@ def encode_prompt(data: Data, tokenizer: Tokenizer, examples: Sequence[Data] = (
     for index, segment in enumerate(segments):
         if segment.is_answer:
             answers.append(AnswerSlot(segment.path[1:], index))
-            segment.text = (
-                f"<ans_{len(answers)}>"  # never fed; takes the subscripts that the model was trained with
-            )
+            segment.text = f"<ans_{len(answers)}>"  # never fed; takes the subscripts that the model was trained with
     if not answers:
         raise no_answer_leaf("$")
     samples = [_encode(segments, tokenizer, tables, "$")]

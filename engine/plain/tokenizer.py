@@ -42,9 +42,7 @@ class Tokenizer:
         """
         return cls(read_vocabulary(path))
 
-    def encode(
-        self, text: str, ext_table: Mapping[int, str] | None = None
-    ) -> tuple[list[int], dict[int, str]]:
+    def encode(self, text: str, ext_table: Mapping[int, str] | None = None) -> tuple[list[int], dict[int, str]]:
         """Cut ``text`` into tokens.
 
         Args:
