@@ -34,12 +34,12 @@ class TrainerConfig:
     """
 
     steps: int
-    learning_rate: float = 4e-3
+    learning_rate: float = 1e-2
     warmup: int = 100
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
-    log_every: int = 100
+    log_every: int = 200
 
 
 @dataclass(frozen=True)

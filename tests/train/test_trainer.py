@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
@@ -12,6 +13,15 @@ from cpmbee.train.demo import training_batches, vocabulary
 from cpmbee.train.evaluate import greedy_answers
 from cpmbee.train.numerals import make_example
 from cpmbee.train.trainer import Trainer, TrainerConfig, TrainingResult
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small lose more to the meeting of threads than they gain, above all on shared cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,55 @@
+"""The checkpoint that the package carries, through export and engine, as its users run it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cpmbee
+import cpmbee.model
+from cpmbee.export import demo
+from cpmbee.export.exporter import export
+from cpmbee.train import numerals
+from cpmbee.train.demo import MAX_NEW_TOKENS, vocabulary
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> cpmbee.Engine:
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    export(demo.demo_checkpoint(), folder, verify=False)
+    return cpmbee.Engine.from_pretrained(folder)
+
+
+def test_at_least_nine_of_ten_held_out_numbers_are_right(engine: cpmbee.Engine) -> None:
+    examples = numerals.held_out_examples(np.random.default_rng(7), 100)
+    requests = [example.request for example in examples]
+    results = engine.generate(requests, max_new_tokens=MAX_NEW_TOKENS, beam_size=1)
+    right = dict.fromkeys(numerals.DIRECTIONS, 0)
+    for example, result in zip(examples, results, strict=True):
+        right[example.direction] += result.answer == example.answer
+    assert all(count >= 90 for count in right.values()), right
+
+
+def test_its_vocabulary_is_the_trainers() -> None:
+    vocab = (demo.demo_checkpoint() / "vocab.txt").read_text(encoding="utf-8").splitlines()
+    assert vocab == vocabulary()
+
+
+def test_the_command_shows_answers_and_speed_and_replaces_its_own_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "demo-model"
+    for _ in range(2):
+        assert demo.main(["--out", str(out)]) == 0
+        printed = capsys.readouterr().out
+        assert "3005" in printed
+        assert "三千零五" in printed
+        assert "tokens/s" in printed
+        assert (out / "model.onnx").is_file()
+
+
+def test_the_command_leaves_other_folders_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("do not lose this")
+    with pytest.raises(cpmbee.CpmBeeError):
+        demo.main(["--out", str(tmp_path)])
+    assert (tmp_path / "thesis.tex").read_text() == "do not lose this"
