@@ -109,7 +109,9 @@ def _function(
 
 
 def _int64s(name: str, values: Sequence[int]) -> onnx.NodeProto:
-    return helper.make_node("Constant", [], [name], value_ints=values)
+    # A tensor, not value_ints: older runtimes' shape inference (1.18, 1.22) does not see through the latter.
+    tensor = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+    return helper.make_node("Constant", [], [name], value=tensor)
 
 
 def _float_attribute(output: str, attribute: str) -> onnx.NodeProto:
