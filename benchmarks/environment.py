@@ -79,9 +79,8 @@ def write_result(name: str, payload: Mapping[str, Any]) -> Path:
     """
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    arguments = [os.path.relpath(sys.argv[0], ROOT), *sys.argv[1:]]
     record = {
-        "command": shlex.join(["python", *arguments]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),

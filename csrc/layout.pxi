@@ -1,0 +1,182 @@
+# Tokens as runs: neighbours of one segment, with consecutive positions, share one entry.
+cdef enum:  # as in cpmbee.columns
+    SEGMENT, SAMPLE, POSITION, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET, NUM_COLUMNS
+
+cdef struct Token:
+    int32_t segment, sample, position, context, span, num_segments, rel_offset
+
+cdef struct Run:
+    Token first
+    Py_ssize_t start
+
+
+cdef inline bint continues(const Run *run, const Token *token, Py_ssize_t index) noexcept nogil:
+    return (
+        token.segment == run.first.segment and token.sample == run.first.sample
+        and token.context == run.first.context and token.span == run.first.span
+        and token.num_segments == run.first.num_segments and token.rel_offset == run.first.rel_offset
+        and <int64_t>token.position - run.first.position == index - run.start
+    )
+
+
+cdef class TokenLayout:
+    """What the relation matrix needs to know about a sequence of tokens; grows as tokens are generated.
+
+    The order of tokens is the causal order: an answer token sees answer tokens up to itself.
+
+    Args:
+        columns: int32[7, T]; rows are segment id, sample id, position, context (0 or 1), span, number of segments of
+            the sample, and where the sample starts in ``segment_rel``.
+        segment_rel: int32[R], tables of segment buckets. It is not copied and must not change.
+        reserve: tokens that can be appended before memory moves.
+
+    Raises:
+        PromptError: a column points outside ``segment_rel``.
+    """
+
+    cdef Run *runs
+    cdef Py_ssize_t num_runs, capacity
+    cdef readonly Py_ssize_t length
+    cdef readonly object segment_rel
+    cdef const int32_t[::1] rel
+
+    def __init__(self, columns, segment_rel, reserve=0):
+        given = np.ascontiguousarray(columns, np.int32)
+        if given.ndim != 2 or given.shape[0] != NUM_COLUMNS:
+            raise PromptError(f"token columns must have shape ({NUM_COLUMNS}, T), not {given.shape}")
+        self.set_rel(segment_rel)
+        self.set_tokens(given)
+
+    cdef int set_rel(self, segment_rel) except -1:
+        self.segment_rel = np.ascontiguousarray(segment_rel, np.int32)
+        if self.segment_rel.ndim != 1:
+            raise PromptError("segment_rel must have one dimension")
+        self.rel = self.segment_rel
+        return 0
+
+    cdef int set_tokens(self, const int32_t[:, ::1] given) except -1:
+        cdef Py_ssize_t i
+        cdef Token token
+        self.length = self.num_runs = 0
+        for i in range(given.shape[1]):
+            token.segment = given[SEGMENT, i]
+            token.sample = given[SAMPLE, i]
+            token.position = given[POSITION, i]
+            token.context = given[CONTEXT, i] != 0
+            token.span = given[SPAN, i]
+            token.num_segments = given[NUM_SEGMENTS, i]
+            token.rel_offset = given[REL_OFFSET, i]
+            self.add(&token)
+        return 0
+
+    cdef int add(self, const Token *token) except -1:
+        cdef Run *moved
+        cdef Py_ssize_t capacity
+        if self.num_runs and continues(&self.runs[self.num_runs - 1], token, self.length):
+            self.length += 1
+            return 0
+        if not (
+            0 <= token.segment < token.num_segments and 0 <= token.rel_offset
+            and token.rel_offset + <int64_t>token.num_segments * token.num_segments <= self.rel.shape[0]
+        ):
+            raise PromptError(f"token {self.length} points outside the table of segment relations")
+        if self.num_runs == self.capacity:
+            capacity = 16 + self.capacity + self.capacity // 2
+            moved = <Run *>realloc(self.runs, capacity * sizeof(Run))
+            if moved is NULL:
+                raise MemoryError("no memory for the token layout")
+            self.runs, self.capacity = moved, capacity
+        self.runs[self.num_runs].first = token[0]
+        self.runs[self.num_runs].start = self.length
+        self.num_runs += 1
+        self.length += 1
+        return 0
+
+    def __dealloc__(self):
+        free(self.runs)
+
+    @classmethod
+    def from_prompt(cls, prompt, reserve=0):
+        """The layout of an encoded request, with room for ``reserve`` answer tokens."""
+        return cls(prompt_columns(prompt), prompt.segment_rel, reserve)
+
+    cdef inline Py_ssize_t run_end(self, Py_ssize_t run) noexcept nogil:
+        return self.runs[run + 1].start if run + 1 < self.num_runs else self.length
+
+    @property
+    def columns(self):
+        """int32[7, T], read-only: the tokens' columns as they are now."""
+        result = np.empty((NUM_COLUMNS, self.length), np.int32)
+        cdef int32_t[:, ::1] cells = result
+        cdef Py_ssize_t run, i
+        cdef const Token *first
+        for run in range(self.num_runs):
+            first = &self.runs[run].first
+            for i in range(self.runs[run].start, self.run_end(run)):
+                cells[SEGMENT, i] = first.segment
+                cells[SAMPLE, i] = first.sample
+                cells[POSITION, i] = first.position + <int32_t>(i - self.runs[run].start)
+                cells[CONTEXT, i] = first.context
+                cells[SPAN, i] = first.span
+                cells[NUM_SEGMENTS, i] = first.num_segments
+                cells[REL_OFFSET, i] = first.rel_offset
+        result.flags.writeable = False
+        return result
+
+    def append(self, segment_id, position, context=False, sample_id=0, span=0):
+        """Add one token to a sample that the layout already has.
+
+        Raises:
+            PromptError: the sample, or the segment in it, does not exist.
+        """
+        cdef Token token
+        cdef Py_ssize_t run = self.num_runs - 1
+        cdef int32_t sample = sample_id, row = span
+        while run >= 0 and (self.runs[run].first.sample != sample or self.runs[run].first.span != row):
+            run -= 1
+        if run < 0:
+            raise PromptError(f"cannot append to sample {sample_id} of span {span}: it has no tokens")
+        token = self.runs[run].first
+        if not 0 <= segment_id < token.num_segments:
+            raise PromptError(f"cannot append to segment {segment_id}: the sample has {token.num_segments}")
+        if not -INT32_MAX <= position <= INT32_MAX:
+            raise PromptError(f"position {position} does not fit 32 bits")
+        token.segment, token.position, token.context = segment_id, position, bool(context)
+        self.add(&token)
+
+    def truncate(self, Py_ssize_t length):
+        """Forget the tokens from index ``length`` on.
+
+        Raises:
+            PromptError: the layout has fewer.
+        """
+        if not 0 <= length <= self.length:
+            raise PromptError(f"cannot truncate a layout of {self.length} tokens to {length}")
+        while self.num_runs and self.runs[self.num_runs - 1].start >= length:
+            self.num_runs -= 1
+        self.length = length
+
+    def take(self, indices, reserve=0):
+        """A layout of the tokens at ``indices``, in that order: a part, or examples before the request.
+
+        Raises:
+            PromptError: an index is out of range.
+        """
+        chosen = np.asarray(indices, np.int64)
+        if chosen.ndim != 1 or (chosen.size and not 0 <= chosen.min() <= chosen.max() < self.length):
+            raise PromptError(f"indices must be a list of numbers from 0 to {self.length - 1}")
+        return type(self)(self.columns[:, chosen], self.segment_rel, reserve)
+
+    def copy(self, reserve=0):
+        """An independent layout of the same tokens."""
+        cdef TokenLayout other = TokenLayout.__new__(TokenLayout)
+        other.segment_rel, other.rel = self.segment_rel, self.rel
+        other.runs = <Run *>malloc(max(self.num_runs, 1) * sizeof(Run))
+        if other.runs is NULL:
+            raise MemoryError("no memory for the token layout")
+        memcpy(other.runs, self.runs, self.num_runs * sizeof(Run))
+        other.num_runs, other.capacity, other.length = self.num_runs, max(self.num_runs, 1), self.length
+        return other
+
+    def __len__(self):
+        return self.length
