@@ -1,0 +1,107 @@
+"""The pool of rows: promises are kept, nothing is handed out twice, nobody waits for ever."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import pytest
+
+from cpmbee.cache import CachePool
+from cpmbee.errors import CacheFullError
+
+
+def test_rows_are_handed_out_once_low_ones_first() -> None:
+    pool = CachePool(10)
+    assert pool.reserve(10, wait=False) is not None
+    first = pool.take_many(4).tolist()
+    assert first == [1, 2, 3, 4]
+    rest = [pool.take() for _ in range(6)]
+    assert sorted(first + rest) == list(range(1, 11))
+    pool.release(first)
+    assert pool.used == 6
+    assert sorted(pool.take_many(4).tolist()) == first
+
+
+def test_reservations() -> None:
+    pool = CachePool(10)
+    owner = pool.reserve(7, wait=False)
+    assert owner is not None
+    assert pool.reserve(4, wait=False) is None
+    with pytest.raises(CacheFullError, match="needs 4 cache rows and 3 of 10"):
+        pool.reserve(4, wait=True)
+    with pytest.raises(CacheFullError, match=r"needs 11 cache rows .* there are 10"):
+        pool.reserve(11, wait=False)
+    pool.unreserve(owner, 7)
+    assert pool.reserved == 0
+    assert pool.reserve(10, wait=True) is not None
+
+
+def test_pressure_makes_room() -> None:
+    pool = CachePool(10)
+    owner = pool.reserve(6, wait=False)
+    assert owner is not None
+    pool.keep(owner, 6)
+    asked = []
+
+    def evict(rows: int) -> None:
+        asked.append(rows)
+        pool.unreserve(0, 6)
+
+    pool.on_pressure(evict)
+    assert pool.reserve(4, wait=False) is not None
+    assert asked == []
+    assert pool.reserve(5, wait=False) is not None
+    assert asked == [5]
+
+
+def test_waiting_ends_when_another_thread_is_done() -> None:
+    pool = CachePool(10)
+    order: list[str] = []
+
+    def other() -> None:
+        owner = pool.reserve(8, wait=True)
+        assert owner is not None
+        held.set()
+        time.sleep(0.05)
+        order.append("released")
+        pool.unreserve(owner, 8)
+
+    held = threading.Event()
+    thread = threading.Thread(target=other)
+    thread.start()
+    held.wait()
+    pool.reserve(5, wait=True)
+    order.append("reserved")
+    thread.join()
+    assert order == ["released", "reserved"]
+
+
+def test_threads_never_share_a_row() -> None:
+    pool = CachePool(50)
+    holders: dict[int, int] = {}
+    clashes: list[int] = []
+
+    def work(name: int) -> None:
+        rng = random.Random(name)
+        for _ in range(200):
+            count = rng.randint(1, 20)
+            owner = pool.reserve(count, wait=True)
+            assert owner is not None
+            rows = pool.take_many(count).tolist()
+            for row in rows:
+                if holders.setdefault(row, name) != name:
+                    clashes.append(row)
+            for row in rows:
+                del holders[row]
+            pool.release(rows)
+            pool.unreserve(owner, count)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not clashes
+    assert (pool.used, pool.reserved) == (0, 0)
