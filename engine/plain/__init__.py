@@ -13,5 +13,5 @@ import logging
 def warn_not_compiled() -> None:
     """Say, once, that text is encoded in plain Python."""
     logging.getLogger("cpmbee").warning(
-        "the compiled tokenizer is not built; text is encoded in plain Python, about a hundred times slower"
+        "the compiled tokenizer is not built; text is encoded in plain Python, about fifty times slower"
     )
