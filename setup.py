@@ -1,4 +1,4 @@
-"""Builds ``csrc/``: three Cython modules and the ONNX Runtime custom-op library. Everything else: pyproject.toml.
+"""Builds ``csrc/``: the Cython modules and the ONNX Runtime custom-op library. Everything else: pyproject.toml.
 
 Every extension is optional: without a compiler the install still works, the package then runs the plain Python
 tokenizer and the graph's function bodies, and says so once.
@@ -43,29 +43,35 @@ class BuildExtensions(build_ext):
         return ext.export_symbols if ext.name == OPS_LIBRARY else super().get_export_symbols(ext)
 
 
+def sources(*patterns: str) -> list[str]:
+    """Files of ``csrc/`` as setuptools wants them: relative, with slashes."""
+    return sorted(path.as_posix() for pattern in patterns for path in CSRC.glob(pattern))
+
+
 def extensions() -> list[Extension]:
     """The modules to build; sources are globbed so that a new op is one new file."""
     cython = [
         Extension(
-            f"cpmbee._{source.stem}",
-            [source.as_posix()],
+            f"cpmbee._{Path(source).stem}",
+            [source],
+            depends=sources("*.h", "*.pxi"),
             include_dirs=[CSRC.as_posix()],
             extra_compile_args=CYTHON_FLAGS if os.name == "posix" else [],
             optional=True,
         )
-        for source in sorted(CSRC.glob("*.pyx"))
+        for source in sources("*.pyx")
     ]
     ops = Extension(
         OPS_LIBRARY,
-        [source.as_posix() for source in sorted(CSRC.glob("*.cc"))],
-        depends=[header.as_posix() for header in sorted(CSRC.glob("*.h"))],
+        sources("*.cc"),
+        depends=sources("*.h"),
         include_dirs=[CSRC.as_posix()],
         language="c++",
         extra_compile_args=CXX_FLAGS if os.name == "posix" else ["/std:c++17", "/O2", "/EHsc"],
         extra_link_args=CXX_LINK_FLAGS if LINUX else [],
         optional=True,
     )
-    return [*cython, ops] if ops.sources else cython
+    return [*cython, ops]
 
 
 setup(ext_modules=extensions(), cmdclass={"build_ext": BuildExtensions})
