@@ -7,6 +7,7 @@ tells a dead export from one that is still running.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,7 @@ from cpmbee.errors import ExportError
 from cpmbee.folder import FORMAT, MANIFEST
 
 REPORT = "export_report.json"
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -50,7 +52,9 @@ def staged_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         _publish(staging, target, overwrite)
         _sync_entry(target.parent)
     except OSError as error:
-        raise ExportError(f"{target}: cannot be written ({error.strerror or error}); nothing was left there") from error
+        if error.errno not in _DISK_ERRORS:  # not about writing
+            raise
+        raise ExportError(f"{target}: cannot be written ({error.strerror}); it is what it was before") from error
     finally:
         os.close(lock)
         shutil.rmtree(staging, ignore_errors=True)
