@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--eval-count", type=int, default=1000, help="held-out numbers per direction")
+    parser.add_argument("--eval-count", type=int, default=4000, help="held-out numbers per direction")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

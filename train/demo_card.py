@@ -63,6 +63,9 @@ it); a leading 一十 is written 十; one 零 for a run of zeros between digits.
 
     python -m cpmbee.train.demo model/demo
 
+The seed is fixed: one machine and one version of PyTorch give the same weights every time; others give a model about as
+good.
+
 ## Limits
 
 It knows these two prompts and this one task. Larger numbers, fractions, 亿, formal numerals (壹贰叁), full-width
