@@ -112,6 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m cpmbee.train.demo", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint")
     parser.add_argument("--evaluate", action="store_true", help="measure the checkpoint in OUT instead of training it")
+    parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in OUT")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
@@ -124,6 +125,8 @@ def main() -> None:
     if args.evaluate:
         evaluate(load_model(args.out), Tokenizer.from_file(args.out / "vocab.txt"), args.eval_count)
         return
+    if args.out.exists() and not (args.overwrite and (args.out / "config.json").is_file()):
+        parser.error(f"{args.out} exists; --overwrite replaces it if it is a checkpoint")  # now, not after training
     config = TrainerConfig(steps=args.steps, learning_rate=args.learning_rate)
     train_demo(args.out, config, args.batch_size, args.seed, args.eval_count)
 

@@ -61,7 +61,7 @@ it); a leading 一十 is written 十; one 零 for a run of zeros between digits.
 
 ## Reproduce
 
-    python -m cpmbee.train.demo model/demo
+    python -m cpmbee.train.demo OUT
 
 The seed is fixed: one machine and one version of PyTorch give the same weights every time; others give a model about as
 good.
