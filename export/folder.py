@@ -109,7 +109,7 @@ def _require_replaceable(target: Path, overwrite: bool) -> None:
     if not present:
         return
     if not overwrite:
-        raise ExportError(f"{target}: already exists; choose another folder, or ask to overwrite it")
+        raise ExportError(f"{target}: already exists; choose another folder, or overwrite it (--overwrite)")
     own = _own_files(target)
     if own is None:
         raise ExportError(f"{target}: is not a folder that an export wrote, so it is not overwritten")

@@ -96,9 +96,11 @@ def examine(
         Check("files", True, f"all files have the sizes and hashes in {MANIFEST}"),
         _check_source(subject.model, source),
     ]
-    if not checks[-1].passed:
-        notes = ["nothing else was compared"]
-        return VerificationReport(tuple(checks), tuple(notes), time.perf_counter() - started)
+    if not subject.requests:
+        detail = "the model's bias table is too small for the segments of any request"
+        checks.append(Check("requests", False, detail))
+    if not all(check.passed for check in checks):
+        return VerificationReport(tuple(checks), ("nothing else was compared",), time.perf_counter() - started)
     tell("running the reference", 0.1)
     expected, notes = _expect(subject, source)
     kinds = [FUNCTIONS] if expected.by != FUNCTIONS else []
@@ -183,7 +185,8 @@ def _expect(subject: _Subject, source: TensorSource) -> tuple[_Expected, list[st
             "only logits of prompts were compared, the reference running one layer at a time: cached steps and answers "
             f"need {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
         )
-        return _Expected(REFERENCE, record_streamed(source, precision, subject.probes())), [note]
+        with few_threads(subject.model.config):
+            return _Expected(REFERENCE, record_streamed(source, precision, subject.probes())), [note]
     model = load_reference(source, precision)
     with few_threads(subject.model.config):
         calls = record(ReferenceModel(model, CACHE_ROWS), subject.probes(), STEPS)
