@@ -20,13 +20,6 @@ const AttentionKernels& kernels_of(Isa isa) {
   return kScalarAttention;
 }
 
-class Serial final : public Executor {
- public:
-  void run(size_t total, void (*body)(void*, size_t), void* data) const override {
-    for (size_t i = 0; i < total; ++i) body(data, i);
-  }
-};
-
 // This thread's buffer of at least `count` floats, aligned to a cache line; grows and is kept for the next call.
 float* thread_scratch(size_t count) {
   constexpr size_t kLine = 64;

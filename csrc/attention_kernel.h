@@ -9,10 +9,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <type_traits>
 #include <vector>
 
 #include "cpu.h"
+#include "executor.h"
 
 namespace cpmbee {
 
@@ -91,18 +91,6 @@ extern const AttentionKernels kScalarAttention;  // the reference: what the othe
 extern const AttentionKernels kAvx2Attention;
 extern const AttentionKernels kAvx512Attention;
 #endif
-
-// Runs body(data, i) for every i in [0, total), on any threads, and returns when all are done.
-class Executor {
- public:
-  virtual ~Executor() = default;
-  virtual void run(size_t total, void (*body)(void* data, size_t i), void* data) const = 0;
-
-  template <class F>
-  void for_each(size_t total, F&& body) const {
-    run(total, [](void* data, size_t i) { (*static_cast<std::remove_reference_t<F>*>(data))(i); }, &body);
-  }
-};
 
 // Computes problem.context with the kernels of `isa`. May throw std::bad_alloc.
 void attend(const AttentionProblem& problem, Isa isa, const Executor& executor);

@@ -57,6 +57,14 @@ Isa best_isa() {
   return Isa::scalar;
 }
 
+bool has_avx512_vnni() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
 Isa active_isa() { return active().load(std::memory_order_relaxed); }
 
 bool cap_isa(std::string_view name) {

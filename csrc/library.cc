@@ -12,7 +12,7 @@ namespace {
 constexpr const char* kDomain = "cpm_bee";
 
 Op* const* all_ops() {
-  static Op* const ops[] = {&bucketed_attention(), &bucketed_position_bias(), nullptr};
+  static Op* const ops[] = {&bucketed_attention(), &bucketed_position_bias(), &quantized_linear(), nullptr};
   return ops;
 }
 

@@ -122,5 +122,6 @@ class Op : public OrtCustomOp {
 // One function per op, each in the source of its op.
 Op& bucketed_position_bias();
 Op& bucketed_attention();
+Op& quantized_linear();
 
 }  // namespace cpmbee

@@ -19,7 +19,7 @@ from cpmbee.errors import ConfigError
 if TYPE_CHECKING:
     import onnxruntime
 
-OPS = ("BucketedAttention", "BucketedPositionBias")
+OPS = ("BucketedAttention", "BucketedPositionBias", "QuantizedLinear")
 ISA_NAMES = ("scalar", "avx2", "avx512")
 
 _log = logging.getLogger("cpmbee")
@@ -49,7 +49,10 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 
 def kernels() -> dict[str, str]:
-    """What each op runs with: ``avx512``, ``avx2`` or ``scalar`` natively, else ``function``."""
+    """What each op runs with: ``avx512``, ``avx2`` or ``scalar`` natively, else ``function``.
+
+    ``-vnni`` after it says that bytes are multiplied and added in one instruction.
+    """
     library = _library()
     if library is None:
         return dict.fromkeys(OPS, "function")

@@ -25,7 +25,7 @@ def bucketed_position_bias() -> onnx.FunctionProto:
     """
     nodes = [
         # One more row of -inf at the end: index -1 is "the last row", so masking costs nothing.
-        _int64s("pads", [0, 0, 1, 0]),
+        int64s("pads", [0, 0, 1, 0]),
         helper.make_node("Constant", [], ["minus_infinity"], value_float=float("-inf")),
         helper.make_node("Pad", ["table", "pads", "minus_infinity"], ["padded_table"]),
         helper.make_node("Transpose", ["padded_table"], ["bias_by_head"], perm=[1, 0]),
@@ -51,17 +51,17 @@ def bucketed_attention() -> onnx.FunctionProto:
         helper.make_node("Split", ["qkv"], ["query", "key", "value"], axis=-1, num_outputs=3),
         helper.make_node("Shape", ["key_cache"], ["row_shape"], start=1),  # (heads, dim_head)
         # Append: one scatter of whole rows into each pool.
-        _int64s("any", [-1]),
+        int64s("any", [-1]),
         helper.make_node("Concat", ["any", "row_shape"], ["new_rows_shape"], axis=0),
         helper.make_node("Reshape", ["key", "new_rows_shape"], ["new_keys"]),
         helper.make_node("Reshape", ["value", "new_rows_shape"], ["new_values"]),
-        _int64s("column", [-1, 1]),
+        int64s("column", [-1, 1]),
         helper.make_node("Cast", ["new_slots"], ["new_slots_int64"], to=TensorProto.INT64),
         helper.make_node("Reshape", ["new_slots_int64", "column"], ["new_indices"]),
         helper.make_node("ScatterND", ["key_cache", "new_indices", "new_keys"], ["present_key_cache"]),
         helper.make_node("ScatterND", ["value_cache", "new_indices", "new_values"], ["present_value_cache"]),
         # Scores: (batch, heads, queries, keys).
-        _int64s("same_same", [0, 0]),
+        int64s("same_same", [0, 0]),
         helper.make_node("Concat", ["same_same", "row_shape"], ["query_shape"], axis=0),
         _float_attribute("scale_factor", "scale"),
         helper.make_node("Mul", ["query", "scale_factor"], ["scaled_query"]),
@@ -78,7 +78,7 @@ def bucketed_attention() -> onnx.FunctionProto:
         helper.make_node("Transpose", ["value_rows"], ["value_heads"], perm=[0, 2, 1, 3]),
         helper.make_node("MatMul", ["weights", "value_heads"], ["context_heads"]),
         helper.make_node("Transpose", ["context_heads"], ["context_rows"], perm=[0, 2, 1, 3]),
-        _int64s("merge_heads", [0, 0, -1]),
+        int64s("merge_heads", [0, 0, -1]),
         helper.make_node("Reshape", ["context_rows", "merge_heads"], ["seeing_context"]),
         # Softmax over nothing but -inf is NaN: such a query gets zeros instead.
         helper.make_node("Cast", ["relation"], ["relation_int32"], to=TensorProto.INT32),
@@ -108,7 +108,8 @@ def _function(
     return helper.make_function(DOMAIN, name, inputs, outputs, nodes, opsets, attributes=attributes)
 
 
-def _int64s(name: str, values: Sequence[int]) -> onnx.NodeProto:
+def int64s(name: str, values: Sequence[int]) -> onnx.NodeProto:
+    """A constant int64 vector."""
     # A tensor, not value_ints: older runtimes' shape inference (1.18, 1.22) does not see through the latter.
     tensor = helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
     return helper.make_node("Constant", [], [name], value=tensor)

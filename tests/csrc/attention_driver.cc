@@ -22,13 +22,7 @@ namespace {
 using cpmbee::AttentionProblem;
 using cpmbee::BiasTable;
 using cpmbee::Isa;
-
-class Serial final : public cpmbee::Executor {
- public:
-  void run(size_t total, void (*body)(void*, size_t), void* data) const override {
-    for (size_t i = 0; i < total; ++i) body(data, i);
-  }
-};
+using cpmbee::Serial;
 
 class TwoThreads final : public cpmbee::Executor {
  public:

@@ -1,0 +1,161 @@
+// The quantized kernels for AVX-512 with VNNI; run only where the machine has it.
+
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wpragmas"  // clang does not know the next one
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 about its own _mm512_undefined_ps
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+
+#include <algorithm>
+
+#include "quantized_block.h"
+#include "quantized_kernel.h"
+
+#define VNNI_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,fma")))
+#define VNNI_INLINE VNNI_TARGET __attribute__((always_inline)) inline
+
+namespace cpmbee {
+namespace {
+
+constexpr int64_t kPanelBytes = 1 << 14;  // of expanded weights: half of the first-level cache or less
+constexpr int64_t kAhead = 1536;          // bytes that one row's weights are fetched ahead
+constexpr int kPanelRows = 6;             // 6 rows x 2 groups of sums, in int32 and in float: 24 of 32 registers
+constexpr int kDirectRows = 8;            // 8 rows x 1 group of both: 16
+
+// Quantizes up to kMaxBlock floats, `count` of which exist; the result is in stored order.
+VNNI_TARGET void quantize(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  const __m128i even_odd = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  const int64_t blocks = m.blocks();
+  for (int64_t r = 0; r < panel.rows; ++r) {
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float* row = rows + r * m.in_features + b * m.block;
+      const int64_t count = std::min(m.block, m.in_features - b * m.block);
+      __m512 values[kMaxBlock / kLanes];
+      __m512i largest = _mm512_setzero_si512();
+      for (int64_t i = 0; i < m.block; i += kLanes) {
+        const int64_t left = std::max<int64_t>(0, std::min(kLanes, count - i));
+        values[i / kLanes] = _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << left) - 1u), row + i);
+        largest = _mm512_max_epi32(largest, _mm512_and_si512(_mm512_castps_si512(values[i / kLanes]), magnitude));
+      }
+      const BlockScale scale = block_scale(_mm512_reduce_max_epi32(largest));
+      const __m512 inverse = _mm512_set1_ps(scale.inverse);
+      const __mmask16 any = scale.inverse == 0.0f ? 0 : 0xffff;
+      __m512i sum = _mm512_setzero_si512();
+      alignas(kVector) int8_t bytes[kMaxBlock];
+      for (int64_t i = 0; i < m.block; i += kLanes) {
+        const __m512i rounded = _mm512_maskz_cvtps_epi32(any, _mm512_mul_ps(values[i / kLanes], inverse));
+        sum = _mm512_add_epi32(sum, rounded);
+        const __m128i packed = _mm512_cvtepi32_epi8(rounded);
+        _mm_store_si128(reinterpret_cast<__m128i*>(bytes + i), m.bits == 4 ? _mm_shuffle_epi8(packed, even_odd) : packed);
+      }
+      store_block(m, panel, r, b, scale.scale, bytes, _mm512_reduce_add_epi32(sum));
+    }
+  }
+}
+
+VNNI_INLINE __m512i broadcast4(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// Adds weights times activations: one vector of 8-bit weights, or the low and high half of one of 4-bit weights.
+template <int Bits, int Rows, int Chains>
+VNNI_INLINE void step(const uint8_t* weight, const int8_t* values, int chain, __m512i (&sums)[Chains][Rows]) {
+  const __m512i bytes = _mm512_loadu_si512(weight);
+  if constexpr (Bits == 8) {
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      sums[chain % Chains][r] = _mm512_dpbusd_epi32(sums[chain % Chains][r], bytes, broadcast4(values + r * 4));
+    }
+  } else {
+    const __m512i mask = _mm512_set1_epi8(15);
+    const __m512i low = _mm512_and_si512(bytes, mask);
+    const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      __m512i& even = sums[2 * chain % Chains][r];
+      even = _mm512_dpbusd_epi32(even, low, broadcast4(values + r * 4));
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      __m512i& odd = sums[(2 * chain + 1) % Chains][r];
+      odd = _mm512_dpbusd_epi32(odd, high, broadcast4(values + (Rows + r) * 4));
+    }
+  }
+}
+
+// All rows of the one panel times one group of outputs, straight from the weights. Enough independent sums to hide the
+// instructions' latency: 4 chains for one row, 2 for up to three.
+template <int Bits, int Rows>
+VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group, float* result) {
+  constexpr int kChains = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
+  constexpr int kInputs = 32 / Bits;  // of a vector
+  const int64_t blocks = m.blocks();
+  const int64_t vectors = m.block / kInputs;
+  const uint8_t* weight = m.group_weight(group);
+  const uint16_t* scales = m.group_scales(group);
+  const int8_t* values = panel.values;
+  __m512 totals[Rows];
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) totals[r] = _mm512_setzero_ps();
+  for (int64_t b = 0; b < blocks; ++b) {
+    __m512i sums[kChains][Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      sums[0][r] = _mm512_set1_epi32(panel.starts[b * Rows + r]);
+#pragma GCC unroll 4
+      for (int c = 1; c < kChains; ++c) sums[c][r] = _mm512_setzero_si512();
+    }
+    for (int64_t v = 0; v < vectors; v += 4) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
+        _mm_prefetch(reinterpret_cast<const char*>(weight) + kAhead, _MM_HINT_T0);
+        step<Bits, Rows, kChains>(weight, values, u, sums);
+        weight += kVector;
+        values += Rows * kInputs;
+      }
+    }
+    const __m512 weight_scale =
+        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + b * kLanes)));
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      __m512i sum = sums[0][r];
+#pragma GCC unroll 4
+      for (int c = 1; c < kChains; ++c) sum = _mm512_add_epi32(sum, sums[c][r]);
+      const __m512 scale = _mm512_mul_ps(weight_scale, _mm512_set1_ps(panel.scales[b * Rows + r]));
+      totals[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, totals[r]);
+    }
+  }
+  const int64_t left = std::min(kLanes, m.out_features - group * kLanes);
+  const auto lanes = static_cast<__mmask16>((1u << left) - 1u);
+#pragma GCC unroll 8
+  for (int r = 0; r < Rows; ++r) _mm512_mask_storeu_ps(result + r * m.out_features + group * kLanes, lanes, totals[r]);
+}
+
+using Direct = void (*)(const QuantizedMatrix&, const ActivationPanel&, int64_t group, float* result);
+
+template <int Bits>
+constexpr Direct kDirect[kDirectRows] = {direct<Bits, 1>, direct<Bits, 2>, direct<Bits, 3>, direct<Bits, 4>,
+                                         direct<Bits, 5>, direct<Bits, 6>, direct<Bits, 7>, direct<Bits, 8>};
+
+void multiply_groups(const QuantizedMatrix& m, const QuantizedRows& rows, int64_t group_begin, int64_t group_end,
+                     float* result) {
+  for (int64_t p = 0; p < rows.panels(); ++p) {
+    const ActivationPanel panel = rows.panel(p);
+    const Direct kernel = m.bits == 4 ? kDirect<4>[panel.rows - 1] : kDirect<8>[panel.rows - 1];
+    float* panel_result = result + rows.first_row(p) * m.out_features;
+    for (int64_t group = group_begin; group < group_end; ++group) kernel(m, panel, group, panel_result);
+  }
+}
+
+}  // namespace
+
+const QuantizedKernels kAvx512VnniQuantized = {"avx512-vnni", kPanelRows, kDirectRows, quantize, multiply_groups};
+
+}  // namespace cpmbee
+
+#endif

@@ -1,0 +1,74 @@
+#include "quantized_kernel.h"
+
+#include <algorithm>
+
+namespace cpmbee {
+namespace {
+
+constexpr int64_t kTinyWork = 1 << 18;      // bytes of weights times rows that take less time than waking a thread
+constexpr int64_t kJobBytes = 1 << 17;      // of weights, for few rows
+constexpr int64_t kManyRowsGroups = 8;      // of outputs in a job, for many rows
+constexpr int64_t kTinyQuantize = 1 << 14;  // activations
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A buffer of this thread, aligned to a cache line; grows and is kept for the next call.
+template <class T>
+T* thread_buffer(std::vector<uint8_t>& storage, size_t count) {
+  if (storage.size() < count * sizeof(T) + kVector) storage.resize(count * sizeof(T) + kVector);
+  const auto address = reinterpret_cast<uintptr_t>(storage.data());
+  return reinterpret_cast<T*>((address + kVector - 1) / kVector * kVector);
+}
+
+}  // namespace
+
+QuantizedRows::QuantizedRows(const QuantizedMatrix& matrix, int64_t rows, int64_t panel_rows)
+    : rows_(rows), panels_(ceil_div(rows, panel_rows)), inputs_(matrix.padded_inputs()), blocks_(matrix.blocks()) {
+  thread_local std::vector<uint8_t> values, scales, starts;
+  values_ = thread_buffer<int8_t>(values, rows * inputs_);
+  scales_ = thread_buffer<float>(scales, rows * blocks_);
+  starts_ = thread_buffer<int32_t>(starts, rows * blocks_);
+}
+
+ActivationPanel QuantizedRows::panel(int64_t panel) const {
+  const int64_t first = first_row(panel);
+  return {values_ + first * inputs_, scales_ + first * blocks_, starts_ + first * blocks_, first_row(panel + 1) - first};
+}
+
+std::vector<const QuantizedKernels*> available_quantized_kernels() {
+  std::vector<const QuantizedKernels*> available{&kScalarQuantized};
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (has_avx512_vnni()) available.push_back(&kAvx512VnniQuantized);
+#endif
+  return available;
+}
+
+const QuantizedKernels& quantized_kernels(Isa isa) {
+#if defined(__x86_64__) && defined(__GNUC__)
+  if (isa >= Isa::avx512 && has_avx512_vnni()) return kAvx512VnniQuantized;
+#endif
+  (void)isa;
+  return kScalarQuantized;
+}
+
+void multiply(const QuantizedMatrix& m, const float* inputs, int64_t rows, float* result,
+              const QuantizedKernels& kernels, const Executor& executor) {
+  if (rows == 0) return;
+  const bool direct = rows <= kernels.most_direct_rows;
+  const QuantizedRows quantized(m, rows, direct ? rows : kernels.panel_rows);
+  const Serial serial;
+  const bool tiny = m.groups() * m.group_bytes() * rows < kTinyWork;
+  const Executor& quantizer = tiny || rows * m.in_features < kTinyQuantize ? static_cast<const Executor&>(serial) : executor;
+  quantizer.for_each(quantized.panels(), [&](size_t i) {
+    kernels.quantize(m, inputs + quantized.first_row(i) * m.in_features, quantized.panel(i));
+  });
+
+  const int64_t job_groups = direct ? std::max<int64_t>(1, kJobBytes / m.group_bytes()) : kManyRowsGroups;
+  const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;
+  chosen.for_each(ceil_div(m.groups(), job_groups), [&](size_t job) {
+    const int64_t begin = job * job_groups;
+    kernels.multiply(m, quantized, begin, std::min(begin + job_groups, m.groups()), result);
+  });
+}
+
+}  // namespace cpmbee
