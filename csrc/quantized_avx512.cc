@@ -19,7 +19,8 @@
 namespace cpmbee {
 namespace {
 
-constexpr int64_t kPanelBytes = 1 << 14;  // of expanded weights: half of the first-level cache or less
+constexpr int64_t kPanelInputs = 512;     // of expanded weights: 2 groups of them are half of the first-level cache
+constexpr int64_t kTileGroups = 2;
 constexpr int64_t kAhead = 1536;          // bytes that one row's weights are fetched ahead
 constexpr int kPanelRows = 6;             // 6 rows x 2 groups of sums, in int32 and in float: 24 of 32 registers
 constexpr int kDirectRows = 8;            // 8 rows x 1 group of both: 16
@@ -60,6 +61,10 @@ VNNI_INLINE __m512i broadcast4(const int8_t* p) {
   int32_t four;
   std::memcpy(&four, p, sizeof four);
   return _mm512_set1_epi32(four);
+}
+
+VNNI_INLINE __m512 load_halves(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 
 // Adds weights times activations: one vector of 8-bit weights, or the low and high half of one of 4-bit weights.
@@ -119,8 +124,7 @@ VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, 
         values += Rows * kInputs;
       }
     }
-    const __m512 weight_scale =
-        _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(scales + b * kLanes)));
+    const __m512 weight_scale = load_halves(scales + b * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
       __m512i sum = sums[0][r];
@@ -136,20 +140,135 @@ VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, 
   for (int r = 0; r < Rows; ++r) _mm512_mask_storeu_ps(result + r * m.out_features + group * kLanes, lanes, totals[r]);
 }
 
+// All rows of one panel times a few groups of outputs, over blocks [begin, end). The groups' weights, one byte each, start
+// with block `begin`; sums of the blocks before come from the result. `lanes`: which outputs of the last group exist.
+template <int Rows, int Groups>
+VNNI_TARGET void tile(const QuantizedMatrix& m, const ActivationPanel& panel, const uint8_t* const* weights, int64_t group,
+                      int64_t begin, int64_t end, __mmask16 lanes, float* result) {
+  constexpr int64_t kStep = 4;  // inputs of a vector
+  const uint8_t* weight[Groups];
+  const uint16_t* scales[Groups];
+  __m512 totals[Groups][Rows];
+  result += group * kLanes;
+#pragma GCC unroll 2
+  for (int g = 0; g < Groups; ++g) {
+    weight[g] = weights[g];
+    scales[g] = m.group_scales(group + g);
+    const __mmask16 mask = g + 1 == Groups ? lanes : 0xffff;
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const float* before = result + r * m.out_features + g * kLanes;
+      totals[g][r] = begin == 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, before);
+    }
+  }
+  const int8_t* values = panel.values + begin * m.block * Rows;
+  for (int64_t b = begin; b < end; ++b) {
+    __m512i sums[Groups][Rows];
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      sums[0][r] = _mm512_set1_epi32(panel.starts[b * Rows + r]);
+#pragma GCC unroll 2
+      for (int g = 1; g < Groups; ++g) sums[g][r] = sums[0][r];
+    }
+    for (int64_t v = 0; v < m.block; v += 4 * kStep) {
+#pragma GCC unroll 4
+      for (int u = 0; u < 4; ++u) {
+        __m512i bytes[Groups];
+#pragma GCC unroll 2
+        for (int g = 0; g < Groups; ++g) bytes[g] = _mm512_loadu_si512(weight[g] + u * kVector);
+#pragma GCC unroll 8
+        for (int r = 0; r < Rows; ++r) {
+          const __m512i four = broadcast4(values + (u * Rows + r) * 4);
+#pragma GCC unroll 2
+          for (int g = 0; g < Groups; ++g) sums[g][r] = _mm512_dpbusd_epi32(sums[g][r], bytes[g], four);
+        }
+      }
+#pragma GCC unroll 2
+      for (int g = 0; g < Groups; ++g) weight[g] += 4 * kVector;
+      values += 4 * kStep * Rows;
+    }
+    __m512 weight_scale[Groups];
+#pragma GCC unroll 2
+    for (int g = 0; g < Groups; ++g) weight_scale[g] = load_halves(scales[g] + b * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      const __m512 row_scale = _mm512_set1_ps(panel.scales[b * Rows + r]);
+#pragma GCC unroll 2
+      for (int g = 0; g < Groups; ++g) {
+        const __m512 scale = _mm512_mul_ps(weight_scale[g], row_scale);
+        totals[g][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[g][r]), scale, totals[g][r]);
+      }
+    }
+  }
+#pragma GCC unroll 2
+  for (int g = 0; g < Groups; ++g) {
+    const __mmask16 mask = g + 1 == Groups ? lanes : 0xffff;
+#pragma GCC unroll 8
+    for (int r = 0; r < Rows; ++r) {
+      _mm512_mask_storeu_ps(result + r * m.out_features + g * kLanes, mask, totals[g][r]);
+    }
+  }
+}
+
+// 4-bit weights of one group's blocks as bytes, in the order of the stored activations.
+VNNI_TARGET void expand(const uint8_t* weight, int64_t bytes, uint8_t* expanded) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  for (int64_t i = 0; i < bytes; i += kVector) {
+    _mm_prefetch(reinterpret_cast<const char*>(weight + i) + kAhead, _MM_HINT_T0);
+    const __m512i pairs = _mm512_loadu_si512(weight + i);
+    _mm512_store_si512(expanded + 2 * i, _mm512_and_si512(pairs, mask));
+    _mm512_store_si512(expanded + 2 * i + kVector, _mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
+  }
+}
+
 using Direct = void (*)(const QuantizedMatrix&, const ActivationPanel&, int64_t group, float* result);
+using Tile = void (*)(const QuantizedMatrix&, const ActivationPanel&, const uint8_t* const* weights, int64_t group,
+                      int64_t begin, int64_t end, __mmask16 lanes, float* result);
 
 template <int Bits>
 constexpr Direct kDirect[kDirectRows] = {direct<Bits, 1>, direct<Bits, 2>, direct<Bits, 3>, direct<Bits, 4>,
                                          direct<Bits, 5>, direct<Bits, 6>, direct<Bits, 7>, direct<Bits, 8>};
 
+template <int Groups>
+constexpr Tile kTile[kPanelRows] = {tile<1, Groups>, tile<2, Groups>, tile<3, Groups>,
+                                    tile<4, Groups>, tile<5, Groups>, tile<6, Groups>};
+
+void multiply_directly(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group_begin, int64_t group_end,
+                       float* result) {
+  const Direct kernel = (m.bits == 4 ? kDirect<4> : kDirect<8>)[panel.rows - 1];
+  for (int64_t group = group_begin; group < group_end; ++group) kernel(m, panel, group, result);
+}
+
+void multiply_by_tiles(const QuantizedMatrix& m, const QuantizedRows& rows, int64_t group_begin, int64_t group_end,
+                       float* result) {
+  alignas(kVector) uint8_t expanded[kTileGroups][kPanelInputs * kLanes];
+  const int64_t panel_blocks = kPanelInputs / m.block;
+  for (int64_t group = group_begin; group < group_end; group += kTileGroups) {
+    const int64_t groups = std::min(kTileGroups, group_end - group);
+    const int64_t left = std::min(kLanes, m.out_features - (group + groups - 1) * kLanes);
+    const auto lanes = static_cast<__mmask16>((1u << left) - 1u);
+    for (int64_t begin = 0; begin < m.blocks(); begin += panel_blocks) {
+      const int64_t end = std::min(begin + panel_blocks, m.blocks());
+      const uint8_t* weights[kTileGroups] = {};
+      for (int64_t g = 0; g < groups; ++g) {
+        weights[g] = m.group_weight(group + g) + begin * m.block_bytes();
+        if (m.bits == 8) continue;
+        expand(weights[g], (end - begin) * m.block_bytes(), expanded[g]);
+        weights[g] = expanded[g];
+      }
+      for (int64_t p = 0; p < rows.panels(); ++p) {
+        const ActivationPanel panel = rows.panel(p);
+        const Tile kernel = (groups == 1 ? kTile<1> : kTile<2>)[panel.rows - 1];
+        kernel(m, panel, weights, group, begin, end, lanes, result + rows.first_row(p) * m.out_features);
+      }
+    }
+  }
+}
+
 void multiply_groups(const QuantizedMatrix& m, const QuantizedRows& rows, int64_t group_begin, int64_t group_end,
                      float* result) {
-  for (int64_t p = 0; p < rows.panels(); ++p) {
-    const ActivationPanel panel = rows.panel(p);
-    const Direct kernel = m.bits == 4 ? kDirect<4>[panel.rows - 1] : kDirect<8>[panel.rows - 1];
-    float* panel_result = result + rows.first_row(p) * m.out_features;
-    for (int64_t group = group_begin; group < group_end; ++group) kernel(m, panel, group, panel_result);
-  }
+  if (rows.direct()) return multiply_directly(m, rows.panel(0), group_begin, group_end, result);
+  multiply_by_tiles(m, rows, group_begin, group_end, result);
 }
 
 }  // namespace

@@ -60,14 +60,17 @@ struct ActivationPanel {
 // The rows of one call, quantized, in panels of about equal size.
 class QuantizedRows {
  public:
-  // Room for `rows` rows, in panels of at most `panel_rows`; the memory is this thread's, until its next object.
-  QuantizedRows(const QuantizedMatrix& matrix, int64_t rows, int64_t panel_rows);
+  // Room for `rows` rows: one panel if they are to meet the weights directly, else panels of at most `panel_rows`. The
+  // memory is this thread's, until its next object.
+  QuantizedRows(const QuantizedMatrix& matrix, int64_t rows, int64_t panel_rows, bool direct);
 
+  bool direct() const { return direct_; }
   int64_t panels() const { return panels_; }
   int64_t first_row(int64_t panel) const { return panel * rows_ / panels_; }
   ActivationPanel panel(int64_t panel) const;
 
  private:
+  bool direct_;
   int64_t rows_;
   int64_t panels_;
   int64_t inputs_;
