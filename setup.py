@@ -15,6 +15,7 @@ CSRC = Path("csrc")
 OPS_LIBRARY = "cpmbee._ops"  # a plain shared library, loaded by path; nothing imports it
 LINUX = sys.platform.startswith("linux")
 CYTHON_FLAGS = ["-O3", "-g0", "-Wno-unreachable-code"]
+SAME_EVERYWHERE = {"quantize": ["-ffp-contract=off"]}  # modules whose results must not depend on the machine
 CXX_FLAGS = [
     "-std=c++17",
     "-O3",
@@ -48,6 +49,11 @@ def sources(*patterns: str) -> list[str]:
     return sorted(path.as_posix() for pattern in patterns for path in CSRC.glob(pattern))
 
 
+def cython_flags(source: str) -> list[str]:
+    """Compiler flags of a Cython module."""
+    return [*CYTHON_FLAGS, *SAME_EVERYWHERE.get(Path(source).stem, [])]
+
+
 def extensions() -> list[Extension]:
     """The modules to build; sources are globbed so that a new op is one new file."""
     cython = [
@@ -56,7 +62,7 @@ def extensions() -> list[Extension]:
             [source],
             depends=sources("*.h", "*.pxi"),
             include_dirs=[CSRC.as_posix()],
-            extra_compile_args=CYTHON_FLAGS if os.name == "posix" else [],
+            extra_compile_args=cython_flags(source) if os.name == "posix" else [],
             optional=True,
         )
         for source in sources("*.pyx")

@@ -10,13 +10,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from cpmbee.export.quantize import QuantizedMatrix
 from cpmbee.export.weights import StoredTensor
 
 CONTRIB = "com.microsoft"
 
 
 class GraphBuilder:
-    """Nodes in execution order, small constants, and the tensors to be stored.
+    """Nodes in execution order, small constants, and the tensors to be stored, in that order.
 
     Every value is named after the scope it is made in (``layers.0.attention/qkv``), so that a profile of the graph
     reads like the model.
@@ -26,6 +27,7 @@ class GraphBuilder:
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
         self.stored: dict[str, StoredTensor] = {}
+        self.quantized: list[QuantizedMatrix] = []
 
     def node(
         self,
@@ -63,3 +65,8 @@ class GraphBuilder:
             raise ValueError(f"two tensors are called {tensor.name}")
         self.stored[tensor.name] = tensor
         return tensor.name
+
+    def quantized_matrix(self, matrix: QuantizedMatrix) -> list[str]:
+        """A quantized matrix made from the checkpoint: the names of its two tensors."""
+        self.quantized.append(matrix)
+        return [self.weight(matrix.weight), self.weight(matrix.scales)]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cpmbee.export.packing import BITS, BLOCK_SIZES
+from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS
 from cpmbee.export.report import ExportReport, VerificationReport
 from cpmbee.export.weights import PRECISIONS
 from cpmbee.progress import ProgressBar
@@ -22,6 +24,25 @@ def export_main(argv: list[str]) -> int:
     parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the reference")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there")
     _add_lora(parser)
+    group = parser.add_argument_group("quantization (precision int8 or int4)")
+    group.add_argument(
+        "--block-size",
+        type=int,
+        choices=BLOCK_SIZES,
+        default=DEFAULT_BLOCK_SIZE,
+        help=f"weights that share a scale ({DEFAULT_BLOCK_SIZE})",
+    )
+    group.add_argument(
+        "--head-bits",
+        type=int,
+        choices=BITS,
+        default=DEFAULT_HEAD_BITS,
+        help=f"of embedding and head ({DEFAULT_HEAD_BITS})",
+    )
+    group.add_argument("--method", choices=METHODS, default="search", help="how scales are found (search)")
+    group.add_argument(
+        "--calibration", type=Path, metavar="FILE", help="JSON Lines of requests: weigh errors by their activations"
+    )
     args = parser.parse_args(argv)
     from cpmbee.export import export
 
@@ -30,6 +51,10 @@ def export_main(argv: list[str]) -> int:
             args.checkpoint,
             args.out,
             args.precision,
+            block_size=args.block_size,
+            head_bits=args.head_bits,
+            method=args.method,
+            calibration=args.calibration,
             vocab=args.vocab,
             lora=args.lora,
             lora_alpha=args.lora_alpha,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -11,21 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 import cpmbee
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CheckpointError, ConfigError, VocabularyError
+from cpmbee.errors import CheckpointError, ConfigError, DependencyError, VocabularyError
 from cpmbee.export import graph
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
 from cpmbee.export.folder import REPORT, require_space, staged_folder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION
-from cpmbee.export.report import ExportReport
+from cpmbee.export.packing import BITS, BLOCK_SIZES
+from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS, Method, Quantization
+from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
-from cpmbee.export.weights import PRECISIONS, Precision
+from cpmbee.export.weights import PRECISIONS, QUANTIZED, Precision
 from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION
 from cpmbee.generation_config import GenerationConfig
+from cpmbee.model.tensor_names import expected_tensors
 from cpmbee.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -44,6 +50,10 @@ def export(
     out: str | Path,
     precision: Precision = "fp32",
     *,
+    block_size: int = DEFAULT_BLOCK_SIZE,
+    head_bits: int = DEFAULT_HEAD_BITS,
+    method: Method = "search",
+    calibration: str | Path | None = None,
     vocab: str | Path | None = None,
     lora: str | Path | LoraDelta | None = None,
     lora_alpha: float | None = None,
@@ -59,7 +69,13 @@ def export(
     Args:
         checkpoint: a folder, weight file or shard index (`cpmbee.model.checkpoint.open_checkpoint`), or a live model.
         out: the folder to write.
-        precision: of the stored matrices; "fp16" halves the file, computation stays fp32.
+        precision: of the stored matrices. "fp16" halves the file, computation stays fp32; "int8" and "int4" are
+            quantized, and compute with int8 activations.
+        block_size: of quantized matrices, inputs that share a scale: 32, 64 or 128.
+        head_bits: of the quantized embedding, which is the head as well: 4 or 8.
+        method: "search" picks the scale of each block for the least squared error, "nearest" from its largest weight.
+        calibration: JSON Lines of requests, best with their answers filled in: "search" then weighs the error of each
+            input by how strong it is in these requests. Runs the PyTorch reference, one layer in memory at a time.
         vocab: the vocabulary, where none lies beside the checkpoint.
         lora: a delta to merge, or where to read it.
         lora_alpha: its alpha, where no configuration beside it says so.
@@ -69,18 +85,24 @@ def export(
 
     Raises:
         CheckpointError: the checkpoint or the delta is damaged or does not fit its configuration; names the tensor.
-        ConfigError: the configuration or ``precision`` is wrong.
+        ConfigError: the configuration or an option is wrong, or a file of requests has a line that is none.
         VocabularyError: no vocabulary, or one that does not fit the model.
         ExportError: ``out`` cannot be written or must not be replaced, or verification does not hold.
-        DependencyError: the checkpoint's format needs a package that is not installed.
+        DependencyError: the checkpoint's format or the calibration needs a package that is not installed.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+    _check_options(precision, block_size, head_bits, method)
     tell = progress or _tell_nobody
     started = time.perf_counter()
     source = open_source(checkpoint, lora, lora_alpha)
     vocab_file = _vocabulary(source, vocab)
-    planned = graph.build_graph(source.config, precision)
+    quantization = None
+    if precision in QUANTIZED:
+        importance = None
+        if calibration is not None and method == "search":
+            tell("calibrating", 0.0)
+            importance = _calibrated(source, vocab_file, calibration, tell)
+        quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, importance)
+    planned = graph.build_graph(source.config, precision, quantization)
     with staged_folder(Path(out), overwrite) as folder:
         require_space(folder, sum(tensor.nbytes + ALIGNMENT for tensor in planned.stored.values()))
         hashed = HashedSource(source)
@@ -88,16 +110,17 @@ def export(
         shutil.copyfile(vocab_file, folder / VOCABULARY_FILE)
         _write_json(folder / "config.json", {**source.config.to_dict(), "torch_dtype": _torch_dtype(source.config)})
         _write_json(folder / "generation_config.json", GenerationConfig().to_dict())
-        manifest = _manifest(folder, precision, source, hashed.hexdigest(), {DATA_FILE: data_sha256})
+        manifest = _manifest(folder, precision, quantization, source, hashed.hexdigest(), {DATA_FILE: data_sha256})
         _write_json(folder / MANIFEST, manifest)
         report = ExportReport(
             folder=Path(out),
             precision=precision,
-            num_parameters=sum(tensor.size for tensor in planned.stored.values()),
+            num_parameters=sum(map(math.prod, expected_tensors(source.config).values())),
             num_bytes=sum(file.stat().st_size for file in folder.iterdir()),
             source_sha256=hashed.hexdigest(),
             seconds=time.perf_counter() - started,
             verification=None,
+            matrices=tuple(MatrixError(m.name, m.layout.bits, m.error or 0.0) for m in planned.quantized),
         )
         if verify:
             from cpmbee.export import verification  # needs ONNX Runtime, which writing a model does not
@@ -111,6 +134,39 @@ def export(
 
 def _tell_nobody(stage: str, fraction: float) -> None:
     """The progress of an export that nobody watches."""
+
+
+def _check_options(precision: str, block_size: int, head_bits: int, method: str) -> None:
+    """Refuse options that do not exist.
+
+    Raises:
+        ConfigError: names the option and what it can be.
+    """
+    for name, value, allowed in (
+        ("precision", precision, PRECISIONS),
+        ("block size", block_size, BLOCK_SIZES),
+        ("head bits", head_bits, BITS),
+        ("method", method, METHODS),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}")
+
+
+def _calibrated(
+    source: TensorSource, vocab_file: Path, requests: str | Path, tell: Progress
+) -> dict[str, NDArray[np.float32]]:
+    """How strong each input of each matrix is in some requests.
+
+    Raises:
+        DependencyError: torch is not installed.
+    """
+    try:
+        from cpmbee.export.calibration import input_strengths
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise DependencyError('calibration needs torch: pip install "cpmbee[torch]"') from None
+    return input_strengths(source, Tokenizer.from_file(vocab_file), requests, tell)
 
 
 def _vocabulary(source: TensorSource, vocab: str | Path | None) -> Path:
@@ -150,14 +206,32 @@ def _write_model(folder: Path, planned: GraphBuilder, config: ModelConfig, sourc
 
 
 def _manifest(
-    folder: Path, precision: str, source: TensorSource, source_sha256: str, known_hashes: dict[str, str]
+    folder: Path,
+    precision: str,
+    quantization: Quantization | None,
+    source: TensorSource,
+    source_sha256: str,
+    known_hashes: dict[str, str],
 ) -> dict[str, Any]:
     """The content of ``engine.json``."""
     config = source.config
+    by_group = dict.fromkeys(("embedding", "attention", "ffn", "head"), precision)
+    quantized = {}
+    if quantization is not None:
+        by_group.update(dict.fromkeys(("embedding", "head"), f"int{quantization.head_bits}"))
+        quantized = {
+            "quantization": {
+                "block_size": quantization.block_size,
+                "method": quantization.method,
+                "calibrated": quantization.importance is not None,
+                "activations": "int8",
+            }
+        }
     return {
         "format": FORMAT,
         "schema_version": SCHEMA_VERSION,
-        "precision": dict.fromkeys(("embedding", "attention", "ffn", "head"), precision),
+        "precision": by_group,
+        **quantized,
         "cache": {
             "num_layers": len(config.attention_layers),
             "num_heads": config.num_attention_heads,

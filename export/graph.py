@@ -27,6 +27,9 @@ from cpmbee.export.functions import (
     bucketed_attention,
     bucketed_position_bias,
 )
+from cpmbee.export.quantize import Quantization, QuantizedMatrix
+from cpmbee.export.quantized_embedding import QUANTIZED_EMBEDDING, quantized_embedding
+from cpmbee.export.quantized_functions import QUANTIZED_LINEAR, quantized_linear
 from cpmbee.model.tensor_names import BIAS_TABLE, EMBEDDING
 
 IR_VERSION = 9  # the oldest supported runtime, 1.18, reads it
@@ -50,28 +53,51 @@ class _Assembly:
     Attributes:
         graph: receives nodes and tensors.
         config: the model.
-        dtype: of stored matrices.
+        dtype: of stored matrices that are not quantized.
+        quantization: how matrices are quantized; None where they are not.
         num_blocks: kept blocks so far, n in `cpmbee.export.weights`.
         num_caches: attention blocks so far.
-        selected: whether the stream already holds only the positions that get logits.
+        embedding: the embedding, which is the head as well, where it is quantized.
     """
 
     graph: GraphBuilder
     config: ModelConfig
     dtype: np.dtype[np.float32] | np.dtype[np.float16]
+    quantization: Quantization | None = None
     num_blocks: int = 0
     num_caches: int = 0
-    selected: bool = False
+    embedding: QuantizedMatrix | None = None
 
     @property
     def folds(self) -> bool:
         """Whether factors go into the matrices; fp16 files keep those bit for bit instead."""
         return self.dtype == np.float32
 
-    def matrix(self, tensor: weights.StoredTensor) -> str:
-        """A stored matrix as fp32; the runtime converts a constant once, when it loads the model."""
-        name = self.graph.weight(tensor)
-        return name if self.dtype == np.float32 else self.graph.node("Cast", [name], f"{name}/fp32", to=FLOAT)
+    def linear(
+        self,
+        value: str,
+        out: str,
+        matrix: str,
+        sources: tuple[str, ...],
+        dim_in: int,
+        dims_out: tuple[int, ...],
+        factor: float = 1.0,
+    ) -> str:
+        """``out = value * matrix * factor``; the matrix is made of checkpoint tensors that read the same input."""
+        if self.quantization is not None:
+            bits = self.quantization.body_bits
+            return self.quantized_linear(
+                value, out, self.quantization.matrix(matrix, sources, dim_in, dims_out, factor, bits)
+            )
+        name = self.graph.weight(weights.stacked_linears(matrix, sources, dim_in, dims_out, self.dtype, factor))
+        if self.dtype != np.float32:  # the runtime converts a constant once, when it loads the model
+            name = self.graph.node("Cast", [name], f"{name}/fp32", to=FLOAT)
+        return self.graph.node("MatMul", [value, name], out)
+
+    def quantized_linear(self, value: str, out: str, matrix: QuantizedMatrix) -> str:
+        """``out = value * matrix``."""
+        tensors = self.graph.quantized_matrix(matrix)
+        return self.graph.node(QUANTIZED_LINEAR, [value, *tensors], out, DOMAIN, **quantized_attributes(matrix))
 
     def times(self, value: str, factor: float, name: str) -> str:
         """``value * factor``."""
@@ -79,14 +105,25 @@ class _Assembly:
         return self.graph.node("Mul", [value, scalar], name)
 
 
-def build_graph(config: ModelConfig, precision: weights.Precision) -> GraphBuilder:
-    """All nodes of the model and the tensors it needs; nothing is read yet."""
-    dtype = np.dtype(np.float32) if precision == "fp32" else np.dtype(np.float16)
-    made = _Assembly(GraphBuilder(), config, dtype)
+def build_graph(
+    config: ModelConfig, precision: weights.Precision, quantization: Quantization | None = None
+) -> GraphBuilder:
+    """All nodes of the model and the tensors it needs; nothing is read yet.
+
+    Args:
+        config: the model.
+        precision: of stored matrices.
+        quantization: how they are quantized, where ``precision`` is a quantized one.
+    """
+    dtype = np.dtype(np.float16) if precision == "fp16" else np.dtype(np.float32)
+    made = _Assembly(GraphBuilder(), config, dtype, quantization)
     graph = made.graph
     table = graph.weight(weights.bias_table("position_bias", BIAS_TABLE, config)) if config.attention_layers else ""
-    embedding = weights.embedding("embedding", EMBEDDING, config, dtype)
-    graph.weight(embedding)
+    if quantization is None:
+        graph.weight(weights.embedding("embedding", EMBEDDING, config, dtype))
+    else:
+        made.embedding = _quantized_embedding(config, quantization)
+        graph.quantized_matrix(made.embedding)
     # In fp16 the head's factor 1/sqrt(d) is in the final norm; at the input it stands alone.
     state = _embed(
         made, "embed", "input_ids", "input_subs", 1.0 if made.folds else weights.linear_scale(config.hidden_size)
@@ -124,6 +161,8 @@ def to_model(graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.T
     constants = [*graph.constants.values(), *initializers]
     opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (CONTRIB, 1), (DOMAIN, DOMAIN_VERSION))]
     functions = [bucketed_position_bias(), bucketed_attention()]
+    if graph.quantized:
+        functions += [quantized_linear(), quantized_embedding(graph.quantized[0].layout.bits)]
     model: onnx.ModelProto = helper.make_model(
         helper.make_graph(graph.nodes, "cpmbee", inputs, outputs, initializer=constants),
         opset_imports=opsets,
@@ -142,7 +181,12 @@ def _value(name: str, dtype: int, shape: list[str | int]) -> onnx.ValueInfoProto
 def _embed(made: _Assembly, scope: str, ids: str, subs: str, factor: float = 1.0) -> Residual:
     """Rows of the embedding times ``factor``, rotated by the phases of their subscripts: two addends, (..., d) each."""
     graph, config = made.graph, made.config
-    rows = graph.node("Gather", ["embedding", ids], f"{scope}/rows", axis=0)
+    if made.embedding is None:
+        rows = graph.node("Gather", ["embedding", ids], f"{scope}/rows", axis=0)
+    else:
+        tensors = [made.embedding.weight.name, made.embedding.scales.name]
+        attributes = quantized_attributes(made.embedding)
+        rows = graph.node(QUANTIZED_EMBEDDING, [ids, *tensors], f"{scope}/rows", DOMAIN, **attributes)
     if made.dtype == np.float16:
         rows = graph.node("Cast", [rows], f"{scope}/rows_fp32", to=FLOAT)
     if factor != 1.0:
@@ -194,8 +238,7 @@ def _project_out(made: _Assembly, scope: str, value: str, source: str, dim_in: i
     factor = weights.linear_scale(dim_in) * weights.blocks_factor(made.num_blocks)
     dims_out = (made.config.hidden_size,)
     name, folded = f"{scope}/out_weight", factor if made.folds else 1.0
-    matrix = made.matrix(weights.stacked_linears(name, (source,), dim_in, dims_out, made.dtype, folded))
-    out = made.graph.node("MatMul", [value, matrix], f"{scope}/out")
+    out = made.linear(value, f"{scope}/out", name, (source,), dim_in, dims_out, folded)
     made.num_blocks += 1
     return out if made.folds else made.times(out, factor, f"{scope}/out_scaled")
 
@@ -208,9 +251,7 @@ def _attention_block(made: _Assembly, layer: int, state: Residual, table: str) -
     normed, stream = _norm(made, scope, f"{source}.layernorm_before_attention.weight", state, factor)
     sources = tuple(f"{source}.self_attention.project_{part}.weight" for part in "qkv")
     dims_out = (config.attention_dim,) * 3
-    name = f"{scope}/qkv_weight"
-    matrix = made.matrix(weights.stacked_linears(name, sources, config.hidden_size, dims_out, made.dtype))
-    qkv = graph.node("MatMul", [normed, matrix], f"{scope}/qkv")
+    qkv = made.linear(normed, f"{scope}/qkv", f"{scope}/qkv_weight", sources, config.hidden_size, dims_out)
     n = made.num_caches
     made.num_caches += 1
     context = f"{scope}/context"
@@ -236,9 +277,8 @@ def _ffn_block(made: _Assembly, layer: int, state: Residual) -> Residual:
     factor = weights.linear_scale(config.hidden_size)
     normed, stream = _norm(made, scope, f"{source}.layernorm_before_ffn.weight", state, factor)
     sources = (f"{source}.ffn.w_in.w_0.weight", f"{source}.ffn.w_in.w_1.weight")
-    name, dims_out = f"{scope}/in_weight", (config.dim_ff,) * 2
-    matrix = made.matrix(weights.stacked_linears(name, sources, config.hidden_size, dims_out, made.dtype))
-    both = graph.node("MatMul", [normed, matrix], f"{scope}/in")
+    dims_out = (config.dim_ff,) * 2
+    both = made.linear(normed, f"{scope}/in", f"{scope}/in_weight", sources, config.hidden_size, dims_out)
     gate, value = f"{scope}/gate", f"{scope}/value"
     graph.multi("Split", [both], [gate, value], f"{scope}/split", axis=-1, num_outputs=2)
     gate = graph.node("Gelu", [gate], f"{scope}/gelu", CONTRIB)
@@ -269,6 +309,9 @@ def _head(made: _Assembly, state: Residual) -> None:
     graph, config = made.graph, made.config
     factor = 1.0 if made.folds else weights.linear_scale(config.hidden_size)
     hidden, _ = _norm(made, "head", FINAL_NORM, state, factor)
+    if made.embedding is not None:
+        _quantized_head(made, hidden, made.embedding)
+        return
     # Transposed before flattening: ONNX Runtime would fuse a transposition right before the product into it, and lose
     # its matrix-vector kernel for a single row.
     turned = graph.node("Transpose", [hidden], "head/turned", perm=[2, 0, 1])
@@ -286,3 +329,32 @@ def _head(made: _Assembly, state: Residual) -> None:
     rest = graph.constant("last_axis", np.array([-1], np.int64))
     shape = graph.node("Concat", [batch, rest], "head/logits_shape", axis=0)
     graph.node("Reshape", [by_row, shape], "logits")
+
+
+def _quantized_head(made: _Assembly, hidden: str, embedding: QuantizedMatrix) -> None:
+    """Logits (B, R, V + E) of the quantized embedding; those of the extension vocabulary from exact rows of it."""
+    graph = made.graph
+    tensors = [embedding.weight.name, embedding.scales.name]
+    attributes = quantized_attributes(embedding)
+    base = graph.node(QUANTIZED_LINEAR, [hidden, *tensors], "head/base", DOMAIN, **attributes)
+    extension = graph.node("Add", list(_embed(made, "extension", "ext_ids", "ext_subs")), "extension/embedding")
+    columns = graph.node("Transpose", [extension], "extension/columns", perm=[1, 0])
+    ext = graph.node("MatMul", [hidden, columns], "head/ext")
+    graph.node("Concat", [base, ext], "logits", axis=-1)
+
+
+def _quantized_embedding(config: ModelConfig, quantization: Quantization) -> QuantizedMatrix:
+    """The embedding over ``sqrt(d)``, which both of its uses want."""
+    factor = weights.linear_scale(config.hidden_size)
+    dims_out = (config.vocab_size,)
+    return quantization.matrix("embedding", (EMBEDDING,), config.hidden_size, dims_out, factor, quantization.head_bits)
+
+
+def quantized_attributes(matrix: QuantizedMatrix) -> dict[str, int]:
+    """Attributes of a node that reads a quantized matrix."""
+    return {
+        "bits": matrix.layout.bits,
+        "block_size": matrix.layout.block_size,
+        "in_features": matrix.dim_in,
+        "out_features": matrix.dim_out,
+    }

@@ -52,6 +52,22 @@ class VerificationReport:
 
 
 @dataclass(frozen=True)
+class MatrixError:
+    """What quantization did to one matrix.
+
+    Attributes:
+        name: of the matrix in the graph.
+        bits: of its weights.
+        error: relative RMS error of its weights; weighted by the strength of its inputs where the export was
+            calibrated.
+    """
+
+    name: str
+    bits: int
+    error: float
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What an export wrote.
 
@@ -63,6 +79,7 @@ class ExportReport:
         source_sha256: hash of the tensors that were read.
         seconds: it took to write, without verification.
         verification: None where it was not asked for.
+        matrices: errors of the quantized matrices, in the order of the graph.
     """
 
     folder: Path
@@ -72,6 +89,7 @@ class ExportReport:
     source_sha256: str
     seconds: float
     verification: VerificationReport | None
+    matrices: tuple[MatrixError, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; the folder is left out, for a model folder may be moved."""

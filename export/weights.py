@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError
 
-Precision = Literal["fp32", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16")
+Precision = Literal["fp32", "fp16", "int8", "int4"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
+QUANTIZED: dict[str, int] = {"int8": 8, "int4": 4}  # precision: bits of a weight
 
 RESIDUAL_SCALE = 1.05
 PHASE_BASE = 10000.0
@@ -35,7 +36,7 @@ class StoredTensor:
     Attributes:
         name: its name in the graph.
         shape: its shape in the file.
-        dtype: its dtype in the file, fp16 or fp32.
+        dtype: its dtype in the file.
         sources: the checkpoint tensors it is made of.
         rows: makes the tensor out of the sources, in pieces along the first axis.
     """

@@ -45,7 +45,7 @@ def test_existing_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ("arguments", "code"),
     [
         (["export"], 2),
-        (["export", "a", "b", "--precision", "int8"], 2),
+        (["export", "a", "b", "--precision", "int3"], 2),
         (["export", "no-such-checkpoint", "b"], 1),
         (["verify", "no-such-folder", "a"], 1),
         (["verify", "--help"], 0),

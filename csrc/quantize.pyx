@@ -1,0 +1,49 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+"""Weights to few bits, in the order of the file; the readable specification is `cpmbee.export.plain_quantize`."""
+
+import numpy as np
+
+from libc.stdint cimport uint8_t, uint16_t
+
+
+cdef extern from "quantize_kernels.h" nogil:
+    int cpmbee_quantize(
+        const float *rows, const float *importance, long groups, long columns, int block, int bits,
+        const float *levels, int num_levels, int refine, uint8_t *numbers, uint8_t *packed, uint16_t *scales,
+        double *sums,
+    )
+
+
+def quantize(
+    const float[:, ::1] rows,
+    const float[::1] importance,
+    int bits,
+    int block_size,
+    const float[::1] levels,
+    bint refine,
+):
+    """See `cpmbee.export.plain_quantize.quantize`."""
+    cdef long groups = rows.shape[0] // 16, columns = rows.shape[1]
+    cdef int status
+    if rows.shape[0] < 1 or columns < 1 or rows.shape[0] % 16 or columns % block_size:
+        raise ValueError("quantize: the rows are not padded")
+    if bits not in (4, 8) or block_size not in (32, 64, 128):
+        raise ValueError("quantize: no such format")
+    if importance.shape[0] != columns or levels.shape[0] < 1:
+        raise ValueError("quantize: sizes do not fit together")
+    packed = np.empty((groups, columns * bits // 32, 16, 4), np.uint8)
+    scales = np.empty((groups, columns // block_size, 16), np.uint16)
+    cdef uint8_t[:, :, :, ::1] packed_view = packed
+    cdef uint16_t[:, :, ::1] scales_view = scales
+    cdef uint8_t[::1] numbers = np.empty(16 * columns, np.uint8)
+    cdef double[2] sums
+    sums[0] = 0
+    sums[1] = 0
+    with nogil:
+        status = cpmbee_quantize(
+            &rows[0, 0], &importance[0], groups, columns, block_size, bits, &levels[0], <int>levels.shape[0], refine,
+            &numbers[0], &packed_view[0, 0, 0, 0], &scales_view[0, 0, 0], sums,
+        )
+    if status:
+        raise OverflowError("has values that quantized weights with fp16 scales cannot hold")
+    return packed, scales.view(np.float16), sums[0], sums[1]

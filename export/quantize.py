@@ -1,0 +1,168 @@
+"""Matrices of a checkpoint as quantized tensors of the file, a few panels of rows in memory at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpmbee.export.packing import LANES, BlockFormat, Float32, Uint8
+from cpmbee.export.plain_quantize import Quantized
+from cpmbee.export.weights import StoredTensor, scaled
+from cpmbee.machine import physical_cores
+
+if TYPE_CHECKING:
+    from cpmbee.export.plain_quantize import quantize
+else:
+    try:
+        from cpmbee._quantize import quantize
+    except ImportError:
+        from cpmbee.export.plain_quantize import quantize
+        from cpmbee.plain import warn_not_compiled
+
+        warn_not_compiled()
+
+Method = Literal["nearest", "search"]
+METHODS: tuple[Method, ...] = ("nearest", "search")
+DEFAULT_BLOCK_SIZE = 64
+DEFAULT_HEAD_BITS = 8  # of int4 models, too: the head costs little and decides every token
+PANEL_BYTES = 4 << 20  # of fp32 rows that are quantized at a time
+LEAST_IMPORTANCE = 0.01  # of the mean: a channel that a few requests leave silent may speak in the next
+
+# Candidates for the number that a block's extreme becomes (`plain_quantize.quantize`). The first is round-to-nearest;
+# the others were picked greedily for normal and heavy-tailed weights in blocks of 32, 64 and 128. At 4 bits a little
+# clipping pays, and so does giving the extreme the odd number out, -8; more candidates gain less than 1 %.
+LEVELS = {4: (7.0, -8.0, -8.5, -9.25, -7.5), 8: (127.0, -128.0)}
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How an export quantizes.
+
+    Attributes:
+        body_bits: of attention and feed-forward matrices.
+        head_bits: of the embedding, which is the head as well.
+        block_size: inputs that share a scale.
+        method: "nearest" rounds to the nearest number on a scale that the largest weight of a block sets; "search"
+            picks each block's scale for the least squared error.
+        importance: weights of the inputs in that error, by checkpoint tensor; None weighs all inputs the same.
+    """
+
+    body_bits: int
+    head_bits: int
+    block_size: int
+    method: Method = "search"
+    importance: Mapping[str, Float32] | None = field(default=None, repr=False)
+
+    def matrix(
+        self, name: str, sources: tuple[str, ...], dim_in: int, dims_out: tuple[int, ...], factor: float, bits: int
+    ) -> QuantizedMatrix:
+        """Linear layers with one input as one quantized matrix, times ``factor``."""
+        importance = None if self.importance is None else self.importance.get(sources[0])
+        layout = BlockFormat(bits, self.block_size)
+        return QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, importance)
+
+
+class QuantizedMatrix:
+    """One quantized matrix of the file: two stored tensors that one pass over the checkpoint makes.
+
+    Attributes:
+        name: in the graph; ``<name>`` holds the bytes and ``<name>/scales`` the scales.
+        sources: checkpoint tensors, one below the other.
+        dim_in: their inputs.
+        dims_out: their outputs.
+        factor: that the graph's matrix has over the checkpoint's.
+        layout: bits and block size.
+        weight: the bytes.
+        scales: their scales, known once the bytes have been made.
+        error: relative RMS error of the matrix, weighted by importance where there is one; None before.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: tuple[str, ...],
+        dim_in: int,
+        dims_out: tuple[int, ...],
+        factor: float,
+        layout: BlockFormat,
+        method: Method,
+        importance: Float32 | None,
+    ) -> None:
+        self.name = name
+        self.sources = sources
+        self.dim_in = dim_in
+        self.dims_out = dims_out
+        self.factor = factor
+        self.layout = layout
+        self.error: float | None = None
+        self._method = method
+        self._importance = importance
+        self._scales: list[Array] = []
+        shapes = layout.weight_shape(self.dim_out, dim_in), layout.scales_shape(self.dim_out, dim_in)
+        self.weight = StoredTensor(name, shapes[0], np.dtype(np.uint8), sources, self._make)
+        self.scales = StoredTensor(f"{name}/scales", shapes[1], np.dtype(np.float16), (), self._made_scales)
+
+    @property
+    def dim_out(self) -> int:
+        """Outputs, the padding not counted."""
+        return sum(self.dims_out)
+
+    def _make(self, tensors: Sequence[Array]) -> Iterator[Uint8]:
+        """The bytes, panel by panel."""
+        rows, columns = self.layout.padded(self.dim_out, self.dim_in)
+        step = max(LANES, PANEL_BYTES // (4 * columns) // LANES * LANES)
+        importance = np.ones(columns, np.float32)
+        if self._importance is not None:
+            mean = float(self._importance.mean()) or 1.0
+            importance[: self.dim_in] = np.maximum(self._importance / mean, LEAST_IMPORTANCE)
+        levels = np.array(LEVELS[self.layout.bits][: None if self._method == "search" else 1], np.float32)
+
+        def panel(start: int) -> Quantized:
+            values = np.zeros((min(step, rows - start), columns), np.float32)
+            _copy_rows(tensors, start, self.factor, values[:, : self.dim_in])
+            bits, block_size = self.layout.bits, self.layout.block_size
+            return Quantized(*quantize(values, importance, bits, block_size, levels, self._method == "search"))
+
+        error = power = 0.0
+        self._scales.clear()
+        for made in _in_order(panel, range(0, rows, step)):
+            self._scales.append(made.scales)
+            error += made.error
+            power += made.power
+            yield made.packed
+        self.error = float(np.sqrt(error / power)) if power else 0.0
+
+    def _made_scales(self, tensors: Sequence[Array]) -> Iterator[Array]:
+        yield from self._scales
+        self._scales.clear()
+
+
+def _copy_rows(tensors: Sequence[Array], start: int, factor: float, out: Float32) -> None:
+    """Rows from ``start`` on of matrices that lie one below the other, times ``factor``; beyond the end none."""
+    first = 0  # row of the whole where the tensor begins
+    for tensor in tensors:
+        begin, end = max(start, first), min(start + len(out), first + len(tensor))
+        if begin < end:
+            out[begin - start : end - start] = scaled(tensor[begin - first : end - first], factor, np.dtype(np.float32))
+        first += len(tensor)
+
+
+def _in_order(work: Any, items: Iterable[int]) -> Iterator[Any]:
+    """Results in the order of the items, one thread per core working a little ahead."""
+    workers = physical_cores()
+    pending: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
