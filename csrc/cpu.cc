@@ -4,6 +4,10 @@
 #include <atomic>
 #include <cstdlib>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
+
 namespace cpmbee {
 namespace {
 
@@ -60,6 +64,15 @@ Isa best_isa() {
 bool has_avx512_vnni() {
 #if defined(__x86_64__) && defined(__GNUC__)
   return best_isa() == Isa::avx512 && __builtin_cpu_supports("avx512vnni");
+#else
+  return false;
+#endif
+}
+
+bool has_avx_vnni() {
+#if defined(__x86_64__) && defined(__GNUC__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;  // by hand: compilers that know the name "avxvnni" are recent
+  return best_isa() >= Isa::avx2 && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax >> 4 & 1) != 0;
 #else
   return false;
 #endif

@@ -13,8 +13,9 @@ const char* isa_name(Isa isa);
 // What this machine and operating system can run.
 Isa best_isa();
 
-// Does this machine multiply and add bytes in one instruction, in 512-bit vectors?
+// Does this machine multiply and add bytes in one instruction, in vectors of 64 bytes, or of 32 without AVX-512?
 bool has_avx512_vnni();
+bool has_avx_vnni();
 
 // What the kernels use now. At first call: the smaller of best_isa() and the environment variable CPMBEE_ISA.
 Isa active_isa();

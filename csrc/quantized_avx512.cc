@@ -273,7 +273,8 @@ void multiply_groups(const QuantizedMatrix& m, const QuantizedRows& rows, int64_
 
 }  // namespace
 
-const QuantizedKernels kAvx512VnniQuantized = {"avx512-vnni", kPanelRows, kDirectRows, quantize, multiply_groups};
+const QuantizedKernels kAvx512VnniQuantized = {"avx512-vnni", Isa::avx512,   kPanelRows,
+                                                   kDirectRows,   quantize, multiply_groups};
 
 }  // namespace cpmbee
 

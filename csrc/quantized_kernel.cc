@@ -42,17 +42,16 @@ ActivationPanel QuantizedRows::panel(int64_t panel) const {
 std::vector<const QuantizedKernels*> available_quantized_kernels() {
   std::vector<const QuantizedKernels*> available{&kScalarQuantized};
 #if defined(__x86_64__) && defined(__GNUC__)
+  if (best_isa() >= Isa::avx2) available.push_back(&kAvx2Quantized);
+  if (has_avx_vnni()) available.push_back(&kAvxVnniQuantized);
   if (has_avx512_vnni()) available.push_back(&kAvx512VnniQuantized);
 #endif
   return available;
 }
 
 const QuantizedKernels& quantized_kernels(Isa isa) {
-#if defined(__x86_64__) && defined(__GNUC__)
-  if (isa >= Isa::avx512 && has_avx512_vnni()) return kAvx512VnniQuantized;
-#endif
-  (void)isa;
-  return kScalarQuantized;
+  static const std::vector<const QuantizedKernels*> available = available_quantized_kernels();
+  return **std::find_if(available.rbegin(), available.rend(), [&](const auto* kernels) { return kernels->isa <= isa; });
 }
 
 void multiply(const QuantizedMatrix& m, const float* inputs, int64_t rows, float* result,

@@ -82,7 +82,8 @@ class QuantizedRows {
 
 // The inner loops for one instruction set.
 struct QuantizedKernels {
-  const char* name;
+  const char* name;          // "scalar", "avx2", "avx2-vnni" or "avx512-vnni"
+  Isa isa;                   // what a cap must allow
   int64_t panel_rows;        // rows of a panel, when there are many
   int64_t most_direct_rows;  // up to this many rows are one panel, and weights are not expanded
   // Quantizes the panel's rows, which lie `matrix.in_features` floats apart.
@@ -94,6 +95,8 @@ struct QuantizedKernels {
 
 extern const QuantizedKernels kScalarQuantized;  // the reference: what the others are compared with
 #if defined(__x86_64__) && defined(__GNUC__)
+extern const QuantizedKernels kAvx2Quantized;
+extern const QuantizedKernels kAvxVnniQuantized;
 extern const QuantizedKernels kAvx512VnniQuantized;
 #endif
 

@@ -6,16 +6,14 @@
 //   attention_driver [seed] [problems]
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
-#include <random>
-#include <thread>
 #include <vector>
 
 #include "attention_kernel.h"
+#include "driver.h"
 
 namespace {
 
@@ -23,35 +21,6 @@ using cpmbee::AttentionProblem;
 using cpmbee::BiasTable;
 using cpmbee::Isa;
 using cpmbee::Serial;
-
-class TwoThreads final : public cpmbee::Executor {
- public:
-  void run(size_t total, void (*body)(void*, size_t), void* data) const override {
-    std::atomic<size_t> next{0};
-    const auto work = [&] {
-      for (size_t i = next++; i < total; i = next++) body(data, i);
-    };
-    std::thread other(work);
-    work();
-    other.join();
-  }
-};
-
-class Random {
- public:
-  explicit Random(unsigned seed) : engine_(seed) {}
-  int64_t integer(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(engine_); }
-  bool chance(double p) { return std::bernoulli_distribution(p)(engine_); }
-  std::vector<float> normal(int64_t count) {
-    std::normal_distribution<float> distribution;
-    std::vector<float> values(count);
-    for (float& x : values) x = distribution(engine_);
-    return values;
-  }
-
- private:
-  std::mt19937 engine_;
-};
 
 // A problem and the arrays that it points to.
 struct Case {
