@@ -5,15 +5,14 @@
 A folder is measured with the native kernels; ``LABEL=FOLDER:functions`` runs it with ``CPMBEE_NATIVE=0``, on ONNX
 Runtime's own operators, and ``LABEL=FILE.gguf`` is a model of llama.cpp (`benchmarks.peers.llama_cpp`). Every cell of
 the table is a process of its own. The models take turns at every cell and at every round, and the bandwidth of memory
-is measured before each round: ratios of one table are ratios of one run. Numbers are medians over all rounds; the
-result goes to ``benchmarks/results/NAME.json``.
+is measured before each round: ratios of one table are ratios of one run. A cell during which other processes used the
+machine is measured again. Numbers are medians over all rounds; the result goes to ``benchmarks/results/NAME.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from benchmarks.bandwidth import read_bandwidth
 from benchmarks.environment import write_result
 from benchmarks.model_cell import PROMPT_TOKENS
 from benchmarks.peers import llama_cpp
-from benchmarks.processes import run_module
+from benchmarks.processes import run_module, undisturbed
 from cpmbee.machine import physical_cores
 
 SINGLE = "decode, 1 row"
@@ -49,6 +48,7 @@ class Subject:
         path: the model's folder or file.
         way: ``"native"``, ``"functions"`` or ``"llama.cpp"``.
         seconds: of each cell, all rounds; for "load", until the first token.
+        disturbance: for each cell, the largest share of the machine that others took during a round.
         peak_anonymous: bytes of memory of its own at most, for each cell.
         peak_resident: the same with mapped files.
     """
@@ -57,6 +57,7 @@ class Subject:
     path: Path
     way: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    disturbance: dict[str, float] = field(default_factory=dict)
     peak_anonymous: dict[str, int] = field(default_factory=dict)
     peak_resident: dict[str, int] = field(default_factory=dict)
 
@@ -65,10 +66,6 @@ class Subject:
         """Bytes that a decoding step reads: all of the data file, for the embedding is the output head as well."""
         file = self.path if self.way == LLAMA else self.path / "model.onnx.data"
         return file.stat().st_size
-
-    def add(self, cell: str, seconds: list[float]) -> None:
-        """Keep the numbers of one round."""
-        self.seconds.setdefault(cell, []).extend(seconds)
 
     def median(self, cell: str) -> float:
         """Seconds."""
@@ -82,26 +79,24 @@ def main() -> None:
     parser.add_argument("subjects", nargs="+", metavar="LABEL=MODEL[:functions]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", help="only cells that begin like this; may be given several times")
+    parser.add_argument("--attempts", type=int, default=5, help="at a cell, as long as others disturb it")
     parser.add_argument("--note", help="kept with the result")
     arguments = parser.parse_args()
     cells = [cell for cell in CELLS if cell.startswith(tuple(arguments.only or [""]))]
     subjects = [subject(text) for text in arguments.subjects]
     threads = physical_cores()
     bandwidth: list[float] = []
-    loads: list[float] = []
     for _ in range(arguments.rounds):
-        bandwidth.append(read_bandwidth(threads))
-        loads.append(os.getloadavg()[0])
+        bandwidth.append(undisturbed(lambda: read_bandwidth(threads), arguments.attempts)[0])
         for cell in cells:
             for each in subjects:
-                measure(each, cell)
+                measure(each, cell, arguments.attempts)
     limit = statistics.median(bandwidth)
     print(table(subjects, cells, limit))
     print(f"\nMemory reads with {threads} threads: {limit / 1e9:.1f} GB/s.")
     payload: dict[str, Any] = {
         "threads": threads,
         "rounds": arguments.rounds,
-        "load_average": [round(load, 2) for load in loads],
         "read_bandwidth_gb_s": [round(value / 1e9, 2) for value in bandwidth],
         "subjects": {each.label: record(each, limit) for each in subjects},
     }
@@ -120,21 +115,28 @@ def subject(text: str) -> Subject:
     return Subject(label, path, LLAMA if path.suffix == ".gguf" else way or NATIVE)
 
 
-def measure(each: Subject, cell: str) -> None:
-    """Run one cell once, if it exists for this subject."""
+def measure(each: Subject, cell: str, attempts: int) -> None:
+    """Run one cell once, if it exists for this subject; again, if others disturbed it."""
     kind, *numbers = CELLS[cell]
     if each.way == LLAMA:
-        if kind == "prefill":
-            each.add(cell, llama_cpp.seconds(each.path, int(numbers[0]), 0))
-        elif cell == SINGLE:
-            each.add(cell, llama_cpp.seconds(each.path, 0, PROMPT_TOKENS))
-        return
-    environment = {"CPMBEE_NATIVE": "0"} if each.way == FUNCTIONS else {}
-    outcome = run_module("benchmarks.model_cell", [str(each.path), kind, *numbers], environment)
-    each.add(cell, [outcome.value["first token"]] if kind == "load" else outcome.value)
-    for peaks, peak in ((each.peak_anonymous, outcome.peak_anonymous), (each.peak_resident, outcome.peak_resident)):
-        if peak is not None:
-            peaks[cell] = max(peak, peaks.get(cell, 0))
+        if kind != "prefill" and cell != SINGLE:
+            return
+        prompt, depth = (int(numbers[0]), 0) if kind == "prefill" else (0, PROMPT_TOKENS)
+        seconds, others = undisturbed(lambda: llama_cpp.seconds(each.path, prompt, depth), attempts)
+    else:
+        environment = {"CPMBEE_NATIVE": "0"} if each.way == FUNCTIONS else {}
+        command = [str(each.path), kind, *numbers]
+        outcome, others = undisturbed(lambda: run_module("benchmarks.model_cell", command, environment), attempts)
+        seconds = [outcome.value["first token"]] if kind == "load" else outcome.value
+        _raise_to(each.peak_anonymous, cell, outcome.peak_anonymous)
+        _raise_to(each.peak_resident, cell, outcome.peak_resident)
+    each.seconds.setdefault(cell, []).extend(seconds)
+    _raise_to(each.disturbance, cell, round(others, 3))
+
+
+def _raise_to(largest: dict[str, Any], cell: str, value: float | None) -> None:
+    if value is not None:
+        largest[cell] = max(value, largest.get(cell, 0))
 
 
 def table(subjects: list[Subject], cells: list[str], limit: float) -> str:
@@ -180,6 +182,7 @@ def record(each: Subject, limit: float) -> dict[str, Any]:
         "spread_seconds": {
             cell: [round(min(values), 6), round(max(values), 6)] for cell, values in each.seconds.items()
         },
+        "disturbed_by_others": each.disturbance,
         "peak_anonymous_bytes": each.peak_anonymous,
         "peak_resident_bytes": each.peak_resident,
     }

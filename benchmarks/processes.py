@@ -1,4 +1,7 @@
-"""Measurements in processes of their own, so that none inherits another's memory, threads or compiled state."""
+"""Measurements in processes of their own, and how quiet the machine was meanwhile.
+
+No measurement inherits another's memory, threads or compiled state. One that others disturbed says so.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.environment import ROOT
 
 SAMPLE_SECONDS = 0.05
+QUIET = 0.04  # share of the machine that others may use while a measurement counts as undisturbed
+QUIET_SECONDS = 0.5  # without other processes before a measurement begins
+LONGEST_WAIT = 20.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,51 @@ def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, 
     if process.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed: {errors[-2000:]}")
     return Outcome(json.loads(output.splitlines()[-1]), anonymous, resident)
+
+
+def undisturbed(work: Callable[[], T], attempts: int) -> tuple[T, float]:
+    """Repeat ``work`` until nobody else used the machine meanwhile, at most ``attempts`` times.
+
+    Returns:
+        What the least disturbed run returned, and the share of all cores' time that others took during it: other
+        processes of this system, and other guests of the host as far as it tells.
+    """
+    runs: list[tuple[T, float]] = []
+    for _ in range(attempts):
+        _wait_for_quiet()
+        busy, own, start = _busy_seconds(), _own_seconds(), time.perf_counter()
+        value = work()
+        elapsed = (time.perf_counter() - start) * (os.cpu_count() or 1)
+        others = (_busy_seconds() - busy) - (_own_seconds() - own)
+        runs.append((value, max(0.0, others / elapsed)))
+        if runs[-1][1] <= QUIET:
+            break
+    return min(runs, key=lambda run: run[1])
+
+
+def _wait_for_quiet() -> None:
+    """Wait, though not for long, until the processors have had nothing to do for a moment."""
+    give_up = time.perf_counter() + LONGEST_WAIT
+    while time.perf_counter() < give_up:
+        busy, start = _busy_seconds(), time.perf_counter()
+        time.sleep(QUIET_SECONDS)
+        if _busy_seconds() - busy <= QUIET * (time.perf_counter() - start) * (os.cpu_count() or 1):
+            return
+
+
+def _busy_seconds() -> float:
+    """Processor time that anybody took since the system started, time that the host kept for others included."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").split("\n", 1)[0].split()[1:9]
+    except OSError:
+        return _own_seconds()
+    user, nice, system, _, _, irq, softirq, steal = map(int, fields)
+    return float(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    """Processor time of this process and of all that it started and has waited for."""
+    return sum(os.times()[:4])
 
 
 def memory_status(pid: int | str = "self") -> dict[str, int]:
