@@ -24,6 +24,7 @@ def export_main(argv: list[str]) -> int:
     parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the reference")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there")
     _add_lora(parser)
+    _add_quality(parser)
     group = parser.add_argument_group("quantization (precision int8 or int4)")
     group.add_argument(
         "--block-size",
@@ -59,6 +60,7 @@ def export_main(argv: list[str]) -> int:
             lora=args.lora,
             lora_alpha=args.lora_alpha,
             verify=not args.no_verify,
+            quality=args.quality,
             overwrite=args.overwrite,
             progress=progress,
         )
@@ -74,11 +76,19 @@ def verify_main(argv: list[str]) -> int:
     parser.add_argument("out", type=Path, metavar="OUT", help="model folder")
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="what it was exported from")
     _add_lora(parser)
+    _add_quality(parser)
     args = parser.parse_args(argv)
     from cpmbee.export.verification import examine
 
     with ProgressBar() as progress:
-        report = examine(args.out, args.checkpoint, lora=args.lora, lora_alpha=args.lora_alpha, progress=progress)
+        report = examine(
+            args.out,
+            args.checkpoint,
+            lora=args.lora,
+            lora_alpha=args.lora_alpha,
+            quality=args.quality,
+            progress=progress,
+        )
     print("\n".join(describe_verification(report)))
     return 0 if report.passed else 1
 
@@ -89,6 +99,9 @@ def describe_export(report: ExportReport) -> list[str]:
         f"exported {report.num_parameters:,} parameters in {report.precision} ({report.num_bytes / 1e6:.1f} MB) to "
         f"{report.folder} in {report.seconds:.1f} s"
     ]
+    if report.matrices:
+        worst = max(report.matrices, key=lambda matrix: matrix.error)
+        lines.append(f"  relative error of quantized matrices at most {worst.error:.4f} ({worst.name})")
     if report.verification is None:
         return [*lines, "not verified"]
     return [*lines, *describe_verification(report.verification)]
@@ -98,6 +111,8 @@ def describe_verification(report: VerificationReport) -> list[str]:
     """Lines for a terminal: every check, every note, the verdict."""
     lines = [f"  {'ok    ' if check.passed else 'FAILED'} {check.name}: {check.detail}" for check in report.checks]
     lines += [f"  note   {note}" for note in report.notes]
+    if report.quality is not None:
+        lines.append(f"  quality against fp32: {report.quality}")
     failed = sum(not check.passed for check in report.checks)
     verdict = f"{failed} of {len(report.checks)} checks FAILED" if failed else f"all {len(report.checks)} checks passed"
     return [*lines, f"{verdict} in {report.seconds:.1f} s"]
@@ -106,3 +121,12 @@ def describe_verification(report: VerificationReport) -> list[str]:
 def _add_lora(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lora", type=Path, metavar="DELTA", help="LoRA delta that is merged into the weights")
     parser.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="its alpha, if no configuration says it")
+
+
+def _add_quality(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--quality",
+        type=Path,
+        metavar="FILE",
+        help="JSON Lines of requests with their answers: measure how far the model is from fp32 on them",
+    )

@@ -28,6 +28,7 @@ from cpmbee.export.packing import BITS, BLOCK_SIZES
 from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS, Method, Quantization
 from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
+from cpmbee.export.transcripts import read_requests
 from cpmbee.export.weights import PRECISIONS, QUANTIZED, Precision
 from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION
 from cpmbee.generation_config import GenerationConfig
@@ -58,6 +59,7 @@ def export(
     lora: str | Path | LoraDelta | None = None,
     lora_alpha: float | None = None,
     verify: bool = True,
+    quality: str | Path | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -80,6 +82,8 @@ def export(
         lora: a delta to merge, or where to read it.
         lora_alpha: its alpha, where no configuration beside it says so.
         verify: compare the result with the reference (`cpmbee.export.verify`).
+        quality: JSON Lines of requests with their answers: verification then measures how far the export's answers
+            are from those of fp32.
         overwrite: replace a model folder that an earlier export wrote to ``out``.
         progress: is told what is being done and how much of it is done, from 0 to 1.
 
@@ -91,6 +95,8 @@ def export(
         DependencyError: the checkpoint's format or the calibration needs a package that is not installed.
     """
     _check_options(precision, block_size, head_bits, method)
+    if quality is not None:
+        read_requests(quality)  # before anything is written
     tell = progress or _tell_nobody
     started = time.perf_counter()
     source = open_source(checkpoint, lora, lora_alpha)
@@ -125,7 +131,9 @@ def export(
         if verify:
             from cpmbee.export import verification  # needs ONNX Runtime, which writing a model does not
 
-            examined = verification.examine(folder, checkpoint, lora=lora, lora_alpha=lora_alpha, progress=tell)
+            examined = verification.examine(
+                folder, checkpoint, lora=lora, lora_alpha=lora_alpha, quality=quality, progress=tell
+            )
             verification.require_passed(out, examined)
             report = replace(report, verification=examined)
         _write_json(folder / REPORT, report.to_dict())

@@ -39,14 +39,14 @@ def quantized_embedding(bits: int) -> onnx.FunctionProto:
         *_places("scales", "scale"),
         helper.make_node("GatherND", ["weight", "byte_places"], ["bytes"]),  # (..., vectors, 4)
         helper.make_node("GatherND", ["scales", "scale_places"], ["row_scales"]),  # (..., blocks)
-        *(_nibbles() if bits == 4 else [helper.make_node("Identity", ["bytes"], ["numbers"])]),
+        *(nibbles() if bits == 4 else [helper.make_node("Identity", ["bytes"], ["numbers"])]),
         helper.make_node("Cast", ["numbers"], ["unsigned"], to=TensorProto.FLOAT),
         helper.make_node("Constant", [], ["zero_point"], value_float=zero_point),
         helper.make_node("Sub", ["unsigned", "zero_point"], ["signed"]),
         # Blocks of numbers times their scales.
         helper.make_node("Shape", ["ids"], ["ids_shape"]),
         helper.make_node("Shape", ["scales"], ["num_blocks"], start=1, end=2),
-        *_attribute("block_size"),
+        *attribute_vector("block_size"),
         helper.make_node("Concat", ["ids_shape", "num_blocks", "block_size"], ["blocks_shape"], axis=0),
         helper.make_node("Reshape", ["signed", "blocks_shape"], ["blocks"]),
         helper.make_node("Cast", ["row_scales"], ["scales_float"], to=TensorProto.FLOAT),
@@ -55,7 +55,7 @@ def quantized_embedding(bits: int) -> onnx.FunctionProto:
         helper.make_node("Mul", ["num_blocks", "block_size"], ["padded_width"]),
         helper.make_node("Concat", ["ids_shape", "padded_width"], ["padded_shape"], axis=0),
         helper.make_node("Reshape", ["values", "padded_shape"], ["padded_rows"]),
-        *_attribute("in_features"),
+        *attribute_vector("in_features"),
         helper.make_node("Slice", ["padded_rows", "zero", "in_features", "last"], ["rows"]),
     ]
     opsets = [helper.make_opsetid("", FUNCTION_OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
@@ -80,7 +80,7 @@ def _places(tensor: str, name: str) -> list[onnx.NodeProto]:
     ]
 
 
-def _nibbles() -> list[onnx.NodeProto]:
+def nibbles() -> list[onnx.NodeProto]:
     """``bytes`` (..., 4) to ``numbers`` (..., 4, 2): the low half of a byte comes first."""
     return [
         _byte("low_half", 15),
@@ -93,7 +93,7 @@ def _nibbles() -> list[onnx.NodeProto]:
     ]
 
 
-def _attribute(name: str) -> list[onnx.NodeProto]:
+def attribute_vector(name: str) -> list[onnx.NodeProto]:
     """The calling node's attribute ``name`` as a vector of one."""
     scalar = helper.make_node("Constant", [], [f"{name}_scalar"])
     scalar.attribute.append(onnx.AttributeProto(name="value_int", type=onnx.AttributeProto.INT, ref_attr_name=name))

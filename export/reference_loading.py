@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from cpmbee.model.tensor_names import EMBEDDING, is_linear
 SMALL_MODEL_BYTES = 256 << 20
 
 Module = TypeVar("Module", bound=nn.Module)
+Progress = Callable[[str, float], None]
 
 
 class ReferenceModel:
@@ -56,33 +57,73 @@ def few_threads(config: ModelConfig) -> Iterator[None]:
 
 
 def load_reference(source: TensorSource, precision: Precision) -> CpmBee:
-    """The fp32 reference; for an fp16 file its matrices are rounded like the file's."""
+    """The fp32 reference; for an fp16 file its matrices are rounded like the file's.
+
+    Those of a quantized file come rounded from their source (`cpmbee.export.dequantized.DequantizedSource`).
+    """
     return _filled(lambda: CpmBee(source.config), source, "", precision)
 
 
 @torch.no_grad()
 def record_streamed(source: TensorSource, precision: Precision, probes: Sequence[Probe]) -> list[Call]:
     """What `cpmbee.export.comparison.record` records of prompts, with one layer in memory at a time."""
-    config = source.config
     ext = all_ext(probes)
     inputs = [probe.inputs(0, ext) for probe in probes]
+    embedding, hidden = stream_layers(source, precision, inputs)
+    return [Call(PROMPT, call, _logits(embedding, h, call)[None]) for h, call in zip(hidden, inputs, strict=True)]
+
+
+def streamed_logits(source: TensorSource, inputs: Sequence[GraphInputs], tell: Progress) -> Iterator[NDArray[Any]]:
+    """The fp32 reference's logits (R, V + E) for each call of one sequence, one layer in memory at a time."""
+    embedding, hidden = stream_layers(source, "fp32", inputs, tell=tell)
+    return (_logits(embedding, h, call) for h, call in zip(hidden, inputs, strict=True))
+
+
+@torch.no_grad()
+def stream_layers(
+    source: TensorSource,
+    precision: Precision,
+    inputs: Sequence[GraphInputs],
+    watch: Callable[[nn.Module, str], None] | None = None,
+    tell: Progress | None = None,
+) -> tuple[ExtendedEmbedding, list[Tensor]]:
+    """Run calls of one sequence each through the model, layer by layer.
+
+    Args:
+        source: of the weights.
+        precision: that the matrices are rounded to.
+        inputs: calls that read everything; no cache is kept.
+        watch: is shown each part of the model and the prefix of its tensors' names, before it runs.
+        tell: is told how much is done.
+
+    Returns:
+        The embedding, and for each call the hidden state after the final norm, (1, Q, D).
+    """
+    config = source.config
     embedding = _filled(lambda: ExtendedEmbedding(config), source, "input_embedding.", precision)
     hidden = [embedding(_tensor(call.input_ids), _tensor(call.input_subs)) for call in inputs]
     table = _filled(
         lambda: BucketedBias(config.num_bias_rows, config.num_attention_heads), source, "position_bias.", precision
     )
-    biases = [table(_tensor(call.relation)) for call in inputs]
     for i in range(config.num_hidden_layers):
-        layer = _filled(lambda: Layer(config, i), source, f"encoder.layers.{i}.", precision)  # noqa: B023
-        hidden = [layer(h, bias, None)[0] for h, bias in zip(hidden, biases, strict=True)]
+        if tell is not None:
+            tell("running the reference", i / config.num_hidden_layers)
+        prefix = f"encoder.layers.{i}."
+        layer = _filled(lambda: Layer(config, i), source, prefix, precision)  # noqa: B023
+        if watch is not None:
+            watch(layer, prefix)
+        for n, call in enumerate(inputs):
+            hidden[n] = layer(hidden[n], table(_tensor(call.relation)), None)[0]
     norm = _filled(lambda: RMSNorm(config.hidden_size, config.eps), source, "encoder.output_layernorm.", precision)
-    return [_logits_call(embedding, norm(h), call) for h, call in zip(hidden, inputs, strict=True)]
+    return embedding, [norm(h) for h in hidden]
 
 
-def _logits_call(embedding: ExtendedEmbedding, hidden: Tensor, inputs: GraphInputs) -> Call:
-    selected = hidden[:, _tensor(inputs.logits_index)[0].long()]
-    logits = embedding.logits(selected, _tensor(inputs.ext_ids), _tensor(inputs.ext_subs))
-    return Call(PROMPT, inputs, logits.numpy())
+@torch.no_grad()
+def _logits(embedding: ExtendedEmbedding, hidden: Tensor, inputs: GraphInputs) -> NDArray[np.float32]:
+    """(R, V + E)."""
+    selected = hidden[0, _tensor(inputs.logits_index)[0].long()]
+    logits: NDArray[np.float32] = embedding.logits(selected, _tensor(inputs.ext_ids), _tensor(inputs.ext_subs)).numpy()
+    return logits
 
 
 def _filled(make: Callable[[], Module], source: TensorSource, prefix: str, precision: Precision) -> Module:
@@ -98,7 +139,8 @@ def _stored(source: TensorSource, name: str, precision: Precision) -> Tensor:
     array = source.read(name)
     if precision == "fp16" and (name == EMBEDDING or is_linear(name, array.shape)):
         array = array.astype(np.float16)
-    return torch.from_numpy(array.astype(np.float32))  # always a copy
+    owned = array.dtype == np.float32 and array.base is None  # else copied: a parameter must not map a file
+    return torch.from_numpy(array if owned else array.astype(np.float32))
 
 
 def _tensor(array: NDArray[np.int32] | NDArray[np.int16]) -> Tensor:

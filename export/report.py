@@ -28,6 +28,39 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """A model against the reference, over the tokens of answers.
+
+    An answer counts as right when each of its tokens, the end included, is the likeliest one after those before it:
+    then greedy search writes it.
+
+    Attributes:
+        requests: that were asked.
+        positions: tokens of their answers.
+        kl: mean Kullback-Leibler divergence of the model's distribution from the reference's, in nats.
+        top1: share of positions where both find the same token likeliest.
+        accuracy: share of requests that the model answers right; None where not all of them came with answers.
+        reference_accuracy: that of the reference.
+    """
+
+    requests: int
+    positions: int
+    kl: float
+    top1: float
+    accuracy: float | None
+    reference_accuracy: float | None
+
+    def __str__(self) -> str:
+        text = f"KL {self.kl:.2e} nats, top-1 agreement {100 * self.top1:.2f} % of {self.positions} tokens"
+        if self.accuracy is not None and self.reference_accuracy is not None:
+            text += (
+                f", {100 * self.accuracy:.1f} % of {self.requests} answers right "
+                f"(fp32: {100 * self.reference_accuracy:.1f} %)"
+            )
+        return text
+
+
+@dataclass(frozen=True)
 class VerificationReport:
     """All comparisons of one verification.
 
@@ -35,11 +68,13 @@ class VerificationReport:
         checks: in the order they were made.
         notes: what was not compared, and why.
         seconds: it took.
+        quality: the folder against fp32 on requests of the caller's; None where there were none.
     """
 
     checks: tuple[Check, ...]
     notes: tuple[str, ...]
     seconds: float
+    quality: Quality | None = None
 
     @property
     def passed(self) -> bool:

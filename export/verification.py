@@ -3,6 +3,10 @@
 Logits are compared call by call (a prompt, cached steps after it, a padded batch), then whole answers, greedy and with
 beams, through the engine: with the native kernels, and with the function bodies of the file. Without torch the
 reference cannot run: native kernels and function bodies are then compared with each other, and the report says so.
+
+A quantized folder is compared with the reference on the weights that the file means: closely with exact products
+(`cpmbee.export.exact_model`), loosely with those that round activations. How much quantization costs is another
+question, and no check: the report's quality answers it, against fp32 and on requests of the caller's.
 """
 
 from __future__ import annotations
@@ -18,12 +22,16 @@ from cpmbee import native
 from cpmbee.engine import Engine
 from cpmbee.errors import ExportError
 from cpmbee.export.answers import Answers, NoisyBackend, compare_answers, write_answers
-from cpmbee.export.comparison import TOLERANCE, Call, record, replay
+from cpmbee.export.comparison import ROUNDED_TOLERANCE, TOLERANCE, Call, record, replay
+from cpmbee.export.dequantized import DequantizedSource, check_weights, stored_quantization
+from cpmbee.export.exact_model import exact_model
 from cpmbee.export.memory import available_memory, fp32_bytes
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.probes import Probe, make_probes, make_requests
-from cpmbee.export.report import Check, VerificationReport
+from cpmbee.export.quality import measure
+from cpmbee.export.report import Check, Quality, VerificationReport
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
+from cpmbee.export.transcripts import Transcript, read_transcripts
 from cpmbee.export.weights import Precision
 from cpmbee.folder import MANIFEST, ModelFolder, open_folder
 from cpmbee.tokenizer import Tokenizer
@@ -46,6 +54,7 @@ def verify(
     *,
     lora: str | Path | LoraDelta | None = None,
     lora_alpha: float | None = None,
+    quality: str | Path | None = None,
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Compare a model folder with the checkpoint it was exported from.
@@ -55,14 +64,17 @@ def verify(
         checkpoint: what it was exported from, as in `cpmbee.export.export`.
         lora: the delta that was merged, if any.
         lora_alpha: its alpha.
+        quality: JSON Lines of requests, best with their answers: the report then says how far the folder's
+            probabilities are from those of fp32, and how many answers are right.
         progress: is told what is being done and how much of it is done, from 0 to 1.
 
     Raises:
         ExportError: a comparison does not hold; names it.
         ModelFolderError: the folder is incomplete or altered; names the file.
         CheckpointError: the checkpoint or the delta cannot be read.
+        ConfigError: ``quality`` has a line that is not a request.
     """
-    report = examine(folder, checkpoint, lora=lora, lora_alpha=lora_alpha, progress=progress)
+    report = examine(folder, checkpoint, lora=lora, lora_alpha=lora_alpha, quality=quality, progress=progress)
     require_passed(folder, report)
     return report
 
@@ -84,6 +96,7 @@ def examine(
     *,
     lora: str | Path | LoraDelta | None = None,
     lora_alpha: float | None = None,
+    quality: str | Path | None = None,
     progress: Progress | None = None,
 ) -> VerificationReport:
     """Like `verify`, but a comparison that does not hold is only reported."""
@@ -91,6 +104,7 @@ def examine(
     tell = progress or (lambda stage, fraction: None)
     tell("checking files", 0.0)
     subject = _Subject(open_folder(folder, verify_hashes=True))
+    transcripts = [] if quality is None else subject.transcripts(quality)
     source = open_source(checkpoint, lora, lora_alpha)
     checks = [
         Check("files", True, f"all files have the sizes and hashes in {MANIFEST}"),
@@ -101,18 +115,35 @@ def examine(
         checks.append(Check("requests", False, detail))
     if not all(check.passed for check in checks):
         return VerificationReport(tuple(checks), ("nothing else was compared",), time.perf_counter() - started)
+    truth: TensorSource = source
+    if subject.quantization is not None:
+        tell("comparing weights", 0.0)
+        dequantized = DequantizedSource(source, subject.model, subject.quantization)
+        checks.append(check_weights(dequantized))
+        truth = dequantized
     tell("running the reference", 0.1)
-    expected, notes = _expect(subject, source)
+    expected, notes = _expect(subject, truth)
     kinds = [FUNCTIONS] if expected.by != FUNCTIONS else []
     if native.library_path() is None:
         notes.append("native kernels not compared: the op library is not built, or CPMBEE_NATIVE=0 switches it off")
     else:
         kinds.insert(0, NATIVE)
+    if subject.quantization is not None and expected.answers is not None:
+        tell("running exact products", 0.1)
+        exact = exact_model(subject.model.model, subject.model.config, CACHE_ROWS)
+        checks += replay(exact, expected.calls, "exact products", expected.by)
+        del exact
     for n, kind in enumerate(kinds):
         tell(f"running the {kind}", (n + 1) / (len(kinds) + 1))
         checks += _compare(subject, expected, kind)
+    measured = None
+    if transcripts and expected.by == REFERENCE:
+        tell("measuring quality", 0.0)
+        measured = _measure(subject, source, transcripts, tell)
+    elif transcripts:
+        notes.append("quality not measured: torch is not installed")
     tell("verified", 1.0)
-    return VerificationReport(tuple(checks), tuple(notes), time.perf_counter() - started)
+    return VerificationReport(tuple(checks), tuple(notes), time.perf_counter() - started, measured)
 
 
 class _Subject:
@@ -120,12 +151,14 @@ class _Subject:
 
     Attributes:
         model: the folder.
+        quantization: how its matrices are quantized, or None where they are not.
         requests: those that the model can encode.
         frugal: memory is short, so that nothing may hold a second copy of the weights.
     """
 
     def __init__(self, model: ModelFolder) -> None:
         self.model = model
+        self.quantization = stored_quantization(model)
         self.frugal = False
         self._tokenizer = Tokenizer.from_file(model.vocabulary)
         self._all = make_requests(self._tokenizer)
@@ -136,10 +169,19 @@ class _Subject:
         """Fresh probes; recording writes tokens into them."""
         return make_probes(self._all, self._tokenizer, self.model.config, STEPS)
 
-    def onnx_model(self, kind: str) -> OnnxModel:
+    @property
+    def tolerance(self) -> float:
+        """Of logits, relative to their range."""
+        return TOLERANCE if self.quantization is None else ROUNDED_TOLERANCE
+
+    def transcripts(self, path: str | Path) -> list[Transcript]:
+        """Requests of the caller's, with their answers."""
+        return read_transcripts(path, self._tokenizer, self.model.config)
+
+    def onnx_model(self, kind: str, cache_rows: int = CACHE_ROWS) -> OnnxModel:
         """A session on the folder for comparing logits."""
         use_native = kind == NATIVE
-        return OnnxModel(self.model.model, self.model.config, CACHE_ROWS, use_native=use_native, frugal=self.frugal)
+        return OnnxModel(self.model.model, self.model.config, cache_rows, use_native=use_native, frugal=self.frugal)
 
     def engine(self, kind: str) -> Engine:
         """An engine on the folder."""
@@ -196,13 +238,24 @@ def _expect(subject: _Subject, source: TensorSource) -> tuple[_Expected, list[st
 
 def _compare(subject: _Subject, expected: _Expected, kind: str) -> list[Check]:
     """Logits and, where they are known, answers."""
-    checks = replay(subject.onnx_model(kind), expected.calls, kind, expected.by)
+    checks = replay(subject.onnx_model(kind), expected.calls, kind, expected.by, subject.tolerance)
     if expected.answers is not None:
         answers, model = expected.answers
-        error = min(TOLERANCE, max(check.error or 0.0 for check in checks))
+        error = min(subject.tolerance, max(check.error or 0.0 for check in checks))
         noisy = subject.reference_engine(model, noise=2 * error)
         checks += compare_answers(subject.engine(kind), subject.requests, answers, noisy, kind)
     return checks
+
+
+def _measure(subject: _Subject, source: TensorSource, transcripts: list[Transcript], tell: Progress) -> Quality:
+    """The folder's probabilities against those of the fp32 reference."""
+    from cpmbee.export.reference_loading import few_threads, streamed_logits
+
+    kind = FUNCTIONS if native.library_path() is None else NATIVE
+    model = subject.onnx_model(kind, cache_rows=max(transcript.num_tokens for transcript in transcripts))
+    with few_threads(source.config):
+        expected = streamed_logits(source, [transcript.inputs for transcript in transcripts], tell)
+        return measure(model, transcripts, expected)
 
 
 def _check_source(model: ModelFolder, source: TensorSource) -> Check:

@@ -1,0 +1,141 @@
+"""The weights that a quantized file stores, under the names of the checkpoint they were made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from cpmbee.export.graph import build_graph
+from cpmbee.export.packing import LANES, dequantize
+from cpmbee.export.quantize import PANEL_BYTES, Quantization, QuantizedMatrix
+from cpmbee.export.report import Check
+from cpmbee.export.sources import TensorSource
+from cpmbee.export.weights import QUANTIZED
+from cpmbee.folder import MANIFEST, ModelFolder
+
+Array = NDArray[Any]
+
+# Relative RMS error of a tensor that is still the same tensor, by bits: twice that of blocks of 128 where every block
+# has one weight that dwarfs the others.
+LARGEST_ERROR = {4: 0.5, 8: 0.05}
+
+
+class _Place(NamedTuple):
+    """Where a checkpoint tensor is inside a quantized one."""
+
+    matrix: QuantizedMatrix
+    first: int
+    rows: int
+
+
+def stored_quantization(model: ModelFolder) -> Quantization | None:
+    """How a folder's matrices are quantized, or None where they are not."""
+    precision = model.precision
+    if precision.get("attention") not in QUANTIZED:
+        return None
+    manifest = json.loads((model.path / MANIFEST).read_text(encoding="utf-8"))
+    block_size = manifest["quantization"]["block_size"]
+    return Quantization(QUANTIZED[precision["attention"]], QUANTIZED[precision["embedding"]], block_size)
+
+
+class DequantizedSource:
+    """A checkpoint whose quantized matrices are read from an exported file instead.
+
+    The factors that the export folded into a matrix are taken out again.
+
+    Args:
+        source: the checkpoint.
+        model: its export.
+        quantization: how that one is quantized.
+    """
+
+    def __init__(self, source: TensorSource, model: ModelFolder, quantization: Quantization) -> None:
+        self.config = source.config
+        self.vocab_file = source.vocab_file
+        self.format = source.format
+        self._source = source
+        self._tensors = external_tensors(model.model)
+        self._places: dict[str, _Place] = {}
+        planned = build_graph(source.config, "int8" if quantization.body_bits == 8 else "int4", quantization)
+        for matrix in planned.quantized:
+            first = 0
+            for name, rows in zip(matrix.sources, matrix.dims_out, strict=True):
+                self._places[name] = _Place(matrix, first, rows)
+                first += rows
+
+    @property
+    def quantized(self) -> dict[str, int]:
+        """Checkpoint tensors that are quantized, and the bits of their weights."""
+        return {name: place.matrix.layout.bits for name, place in self._places.items()}
+
+    def read(self, name: str) -> Array:
+        """One tensor; fp32 where it is quantized."""
+        place = self._places.get(name)
+        if place is None:
+            return self._source.read(name)
+        matrix = place.matrix
+        packed, scales = (self._tensors[tensor.name] for tensor in (matrix.weight, matrix.scales))
+        values = np.empty((place.rows, matrix.dim_in), np.float32)
+        end = place.first + place.rows
+        step = max(1, PANEL_BYTES // (4 * LANES * matrix.dim_in))
+        for group in range(place.first // LANES, -(-end // LANES), step):
+            groups = slice(group, group + step)
+            start = group * LANES
+            rows = dequantize(packed[groups], scales[groups], matrix.dim_out - start, matrix.dim_in, matrix.layout)
+            begin = max(place.first - start, 0)
+            wanted = rows[begin : end - start]
+            first = start + begin - place.first
+            np.divide(wanted, np.float32(matrix.factor), out=values[first : first + len(wanted)])
+        return values
+
+    def original(self, name: str) -> Array:
+        """The tensor that the checkpoint has."""
+        return self._source.read(name)
+
+    def originals(self, name: str) -> tuple[Array, ...]:
+        """What the checkpoint makes a tensor of."""
+        return self._source.originals(name)
+
+
+def check_weights(source: DequantizedSource) -> Check:
+    """Whether the file's weights are the checkpoint's, but for the rounding."""
+    worst, where, passed = 0.0, "", True
+    for name, bits in source.quantized.items():
+        error = relative_error(source.original(name), source.read(name))
+        passed = passed and error <= LARGEST_ERROR[bits]
+        if error / LARGEST_ERROR[bits] >= worst:
+            worst, where = error / LARGEST_ERROR[bits], f"{error:.1e} (int{bits}) in {name}"
+    detail = f"against the checkpoint, dequantized: largest relative RMS error {where}, {len(source.quantized)} tensors"
+    return Check("weights", passed, detail)
+
+
+def relative_error(exact: Array, rounded: Array) -> float:
+    """RMS of the difference over RMS of the exact values; 0 where both are zero."""
+    power = error = 0.0
+    step = max(1, PANEL_BYTES // (4 * exact.shape[1]))
+    for start in range(0, len(exact), step):
+        wide = exact[start : start + step].astype(np.float32)
+        power += float(np.square(wide).sum(dtype=np.float64))
+        error += float(np.square(rounded[start : start + step] - wide).sum(dtype=np.float64))
+    if error == 0:
+        return 0.0
+    return float("inf") if power == 0 else float(np.sqrt(error / power))
+
+
+def external_tensors(model_file: Path) -> dict[str, Array]:
+    """The tensors of a model's data file, mapped."""
+    model = onnx.load(model_file, load_external_data=False)
+    tensors: dict[str, Array] = {}
+    for tensor in model.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entry = {item.key: item.value for item in tensor.external_data}
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        path, offset = model_file.with_name(entry["location"]), int(entry["offset"])
+        tensors[tensor.name] = np.memmap(path, dtype, "r", offset, tuple(tensor.dims))
+    return tensors
