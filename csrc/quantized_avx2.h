@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kFloats = 8;     // of a vector
 constexpr int64_t kChunk = 32;     // inputs whose products are added in one go: every block has a multiple
 constexpr int kPanelRows = 4;      // 4 rows x 8 outputs of sums, their inputs and temporaries: 16 registers
-constexpr int64_t kAhead = 1536;   // bytes that weights are fetched ahead
+constexpr int64_t kAhead = 8192;   // bytes that weights are fetched ahead
 
 KERNEL_TARGET int32_t sum_lanes(__m256i x) {
   __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

@@ -19,11 +19,12 @@
 namespace cpmbee {
 namespace {
 
-constexpr int64_t kPanelInputs = 512;     // of expanded weights: 2 groups of them are half of the first-level cache
+constexpr int64_t kPanelInputs = 2560;    // of expanded weights: 2 groups of them stay in the second-level cache
 constexpr int64_t kTileGroups = 2;
-constexpr int64_t kAhead = 1536;          // bytes that one row's weights are fetched ahead
+constexpr int64_t kAhead = 8192;          // bytes that weights are fetched ahead: more than memory delivers while a line is on its way
 constexpr int kPanelRows = 6;             // 6 rows x 2 groups of sums, in int32 and in float: 24 of 32 registers
-constexpr int kDirectRows = 8;            // 8 rows x 1 group of both: 16
+constexpr int kDirectRows = 8;            // of a panel: 8 rows x 1 group of both: 16 registers
+constexpr int64_t kMostDirectRows = 16;   // two panels: the second finds the group's weights in the cache
 
 // Quantizes up to kMaxBlock floats, `count` of which exist; the result is in stored order.
 VNNI_TARGET void quantize(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel) {
@@ -96,12 +97,14 @@ VNNI_INLINE void step(const uint8_t* weight, const int8_t* values, int chain, __
 // All rows of the one panel times one group of outputs, straight from the weights. Enough independent sums to hide the
 // instructions' latency: 4 chains for one row, 2 for up to three.
 template <int Bits, int Rows>
-VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group, float* result) {
+VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group, int64_t group_end,
+                        float* result) {
   constexpr int kChains = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
   constexpr int kInputs = 32 / Bits;  // of a vector
   const int64_t blocks = m.blocks();
   const int64_t vectors = m.block / kInputs;
   const uint8_t* weight = m.group_weight(group);
+  const uint8_t* const last_ahead = m.group_weight(group_end) - 4 * kVector;  // what follows is another thread's
   const uint16_t* scales = m.group_scales(group);
   const int8_t* values = panel.values;
   __m512 totals[Rows];
@@ -116,9 +119,10 @@ VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, 
       for (int c = 1; c < kChains; ++c) sums[c][r] = _mm512_setzero_si512();
     }
     for (int64_t v = 0; v < vectors; v += 4) {
+      const uint8_t* const ahead = std::min(weight + kAhead, last_ahead);
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
-        _mm_prefetch(reinterpret_cast<const char*>(weight) + kAhead, _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(ahead + u * kVector), _MM_HINT_T0);
         step<Bits, Rows, kChains>(weight, values, u, sums);
         weight += kVector;
         values += Rows * kInputs;
@@ -140,8 +144,8 @@ VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, 
   for (int r = 0; r < Rows; ++r) _mm512_mask_storeu_ps(result + r * m.out_features + group * kLanes, lanes, totals[r]);
 }
 
-// All rows of one panel times a few groups of outputs, over blocks [begin, end). The groups' weights, one byte each, start
-// with block `begin`; sums of the blocks before come from the result. `lanes`: which outputs of the last group exist.
+// All rows of one panel times a few groups of outputs, over blocks [begin, end). The groups' weights, one byte each,
+// start with block `begin`; the sums of blocks before come from the result. `lanes`: outputs of the last group.
 template <int Rows, int Groups>
 VNNI_TARGET void tile(const QuantizedMatrix& m, const ActivationPanel& panel, const uint8_t* const* weights, int64_t group,
                       int64_t begin, int64_t end, __mmask16 lanes, float* result) {
@@ -221,7 +225,7 @@ VNNI_TARGET void expand(const uint8_t* weight, int64_t bytes, uint8_t* expanded)
   }
 }
 
-using Direct = void (*)(const QuantizedMatrix&, const ActivationPanel&, int64_t group, float* result);
+using Direct = void (*)(const QuantizedMatrix&, const ActivationPanel&, int64_t group, int64_t group_end, float* result);
 using Tile = void (*)(const QuantizedMatrix&, const ActivationPanel&, const uint8_t* const* weights, int64_t group,
                       int64_t begin, int64_t end, __mmask16 lanes, float* result);
 
@@ -233,16 +237,22 @@ template <int Groups>
 constexpr Tile kTile[kPanelRows] = {tile<1, Groups>, tile<2, Groups>, tile<3, Groups>,
                                     tile<4, Groups>, tile<5, Groups>, tile<6, Groups>};
 
-void multiply_directly(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group_begin, int64_t group_end,
+void multiply_directly(const QuantizedMatrix& m, const QuantizedRows& rows, int64_t group_begin, int64_t group_end,
                        float* result) {
-  const Direct kernel = (m.bits == 4 ? kDirect<4> : kDirect<8>)[panel.rows - 1];
-  for (int64_t group = group_begin; group < group_end; ++group) kernel(m, panel, group, result);
+  for (int64_t group = group_begin; group < group_end; ++group) {
+    for (int64_t p = 0; p < rows.panels(); ++p) {
+      const ActivationPanel panel = rows.panel(p);
+      const Direct kernel = (m.bits == 4 ? kDirect<4> : kDirect<8>)[panel.rows - 1];
+      kernel(m, panel, group, group_end, result + rows.first_row(p) * m.out_features);
+    }
+  }
 }
 
 void multiply_by_tiles(const QuantizedMatrix& m, const QuantizedRows& rows, int64_t group_begin, int64_t group_end,
                        float* result) {
   alignas(kVector) uint8_t expanded[kTileGroups][kPanelInputs * kLanes];
-  const int64_t panel_blocks = kPanelInputs / m.block;
+  const int64_t input_panels = (m.padded_inputs() + kPanelInputs - 1) / kPanelInputs;
+  const int64_t panel_blocks = (m.blocks() + input_panels - 1) / input_panels;  // about equal panels
   for (int64_t group = group_begin; group < group_end; group += kTileGroups) {
     const int64_t groups = std::min(kTileGroups, group_end - group);
     const int64_t left = std::min(kLanes, m.out_features - (group + groups - 1) * kLanes);
@@ -267,14 +277,13 @@ void multiply_by_tiles(const QuantizedMatrix& m, const QuantizedRows& rows, int6
 
 void multiply_groups(const QuantizedMatrix& m, const QuantizedRows& rows, int64_t group_begin, int64_t group_end,
                      float* result) {
-  if (rows.direct()) return multiply_directly(m, rows.panel(0), group_begin, group_end, result);
-  multiply_by_tiles(m, rows, group_begin, group_end, result);
+  (rows.direct() ? multiply_directly : multiply_by_tiles)(m, rows, group_begin, group_end, result);
 }
 
 }  // namespace
 
-const QuantizedKernels kAvx512VnniQuantized = {"avx512-vnni", Isa::avx512,   kPanelRows,
-                                                   kDirectRows,   quantize, multiply_groups};
+const QuantizedKernels kAvx512VnniQuantized = {"avx512-vnni", Isa::avx512,   kPanelRows, kDirectRows,
+                                                   kMostDirectRows, quantize, multiply_groups};
 
 }  // namespace cpmbee
 

@@ -6,8 +6,9 @@ namespace cpmbee {
 namespace {
 
 constexpr int64_t kTinyWork = 1 << 18;      // bytes of weights times rows that take less time than waking a thread
-constexpr int64_t kJobBytes = 1 << 17;      // of weights, for few rows
-constexpr int64_t kJobWork = 1 << 23;       // multiply-adds, for many rows
+constexpr int64_t kMostJobBytes = 1 << 18;  // of weights, for few rows: a stream that is worth starting
+constexpr int64_t kLeastJobs = 16;          // unless that makes fewer jobs than these
+constexpr int64_t kJobWork = 1 << 24;       // multiply-adds, for many rows
 constexpr int64_t kTinyQuantize = 1 << 14;  // activations
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -25,7 +26,7 @@ T* thread_buffer(std::vector<uint8_t>& storage, size_t count) {
 QuantizedRows::QuantizedRows(const QuantizedMatrix& matrix, int64_t rows, int64_t panel_rows, bool direct)
     : direct_(direct),
       rows_(rows),
-      panels_(direct ? 1 : ceil_div(rows, panel_rows)),
+      panels_(ceil_div(rows, panel_rows)),
       inputs_(matrix.padded_inputs()),
       blocks_(matrix.blocks()) {
   thread_local std::vector<uint8_t> values, scales, starts;
@@ -58,7 +59,7 @@ void multiply(const QuantizedMatrix& m, const float* inputs, int64_t rows, float
               const QuantizedKernels& kernels, const Executor& executor) {
   if (rows == 0) return;
   const bool direct = rows <= kernels.most_direct_rows;
-  const QuantizedRows quantized(m, rows, kernels.panel_rows, direct);
+  const QuantizedRows quantized(m, rows, direct ? kernels.direct_panel_rows : kernels.panel_rows, direct);
   const Serial serial;
   const bool tiny = m.groups() * m.group_bytes() * rows < kTinyWork;
   const Executor& quantizer = tiny || rows * m.in_features < kTinyQuantize ? static_cast<const Executor&>(serial) : executor;
@@ -66,7 +67,8 @@ void multiply(const QuantizedMatrix& m, const float* inputs, int64_t rows, float
     kernels.quantize(m, inputs + quantized.first_row(i) * m.in_features, quantized.panel(i));
   });
 
-  const int64_t job_groups = direct ? std::max<int64_t>(1, kJobBytes / m.group_bytes())
+  const int64_t job_bytes = std::min(kMostJobBytes, m.groups() * m.group_bytes() / kLeastJobs);
+  const int64_t job_groups = direct ? std::max<int64_t>(1, job_bytes / m.group_bytes())
                                     : 2 * std::max<int64_t>(1, kJobWork / (2 * kLanes * m.padded_inputs() * rows));
   const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;
   chosen.for_each(ceil_div(m.groups(), job_groups), [&](size_t job) {

@@ -60,7 +60,7 @@ struct ActivationPanel {
 // The rows of one call, quantized, in panels of about equal size.
 class QuantizedRows {
  public:
-  // Room for `rows` rows: one panel if they are to meet the weights directly, else panels of at most `panel_rows`. The
+  // Room for `rows` rows in panels of at most `panel_rows`; `direct`: they are to meet the weights without expansion. The
   // memory is this thread's, until its next object.
   QuantizedRows(const QuantizedMatrix& matrix, int64_t rows, int64_t panel_rows, bool direct);
 
@@ -84,8 +84,9 @@ class QuantizedRows {
 struct QuantizedKernels {
   const char* name;          // "scalar", "avx2", "avx2-vnni" or "avx512-vnni"
   Isa isa;                   // what a cap must allow
-  int64_t panel_rows;        // rows of a panel, when there are many
-  int64_t most_direct_rows;  // up to this many rows are one panel, and weights are not expanded
+  int64_t panel_rows;         // rows of a panel, when there are many
+  int64_t direct_panel_rows;  // rows of a panel that meets the weights directly
+  int64_t most_direct_rows;   // more rows than these are worth expanding weights for
   // Quantizes the panel's rows, which lie `matrix.in_features` floats apart.
   void (*quantize)(const QuantizedMatrix& matrix, const float* rows, const ActivationPanel& panel);
   // Outputs of groups [group_begin, group_end) for all rows; `result` is (rows, out_features).

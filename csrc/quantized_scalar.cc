@@ -69,6 +69,6 @@ void multiply_groups(const QuantizedMatrix& m, const QuantizedRows& rows, int64_
 
 }  // namespace
 
-const QuantizedKernels kScalarQuantized = {"scalar", Isa::scalar, 4, 4, quantize, multiply_groups};
+const QuantizedKernels kScalarQuantized = {"scalar", Isa::scalar, 4, 4, 4, quantize, multiply_groups};
 
 }  // namespace cpmbee
