@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -20,15 +21,15 @@ PROMPT_TOKENS = 64  # that a decoding request has read before
 SHORT_TOKENS = 16  # of the prompt that is answered right after loading
 STEPS = 24  # decoding steps that are timed
 WARM_UP = 3  # steps or prompts before that are not
-PREFILLS = {128: 9, 512: 5, 2048: 3}  # prompts timed by length
+PREFILLS = {128: 5, 512: 3, 2048: 1}  # prompts timed by length
 
 
 def main() -> None:
     """Measure what the command line asks for."""
     folder, kind, *numbers = sys.argv[1:]
     values = [int(number) for number in numbers]
-    measure = {"prefill": prefill, "decode": decode, "load": load}[kind]
-    print(json.dumps(measure(folder, *values)))
+    measures: dict[str, Callable[..., Any]] = {"prefill": prefill, "decode": decode, "load": load}
+    print(json.dumps(measures[kind](folder, *values)))
 
 
 def prefill(folder: str, tokens: int) -> list[float]:
@@ -36,7 +37,7 @@ def prefill(folder: str, tokens: int) -> list[float]:
     engine = Engine.from_pretrained(folder)
     rng = random.Random(0)  # noqa: S311
     seconds = []
-    for _ in range(1 + PREFILLS.get(tokens, 5)):
+    for _ in range(1 + PREFILLS.get(tokens, 3)):
         result = engine.generate(request(engine, tokens, rng), max_new_tokens=1)
         seconds.append(result.timings.prefill)
     return seconds[1:]

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bandwidth import read_bandwidth
+from benchmarks.bandwidth import mapped_file, read_bandwidth
 from benchmarks.environment import write_result
 from benchmarks.model_cell import PROMPT_TOKENS
 from benchmarks.peers import llama_cpp
@@ -62,10 +62,14 @@ class Subject:
     peak_resident: dict[str, int] = field(default_factory=dict)
 
     @property
+    def weight_file(self) -> Path:
+        """The file with the weights."""
+        return self.path if self.way == LLAMA else self.path / "model.onnx.data"
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes that a decoding step reads: all of the data file, for the embedding is the output head as well."""
-        file = self.path if self.way == LLAMA else self.path / "model.onnx.data"
-        return file.stat().st_size
+        return self.weight_file.stat().st_size
 
     def median(self, cell: str) -> float:
         """Seconds."""
@@ -86,18 +90,23 @@ def main() -> None:
     subjects = [subject(text) for text in arguments.subjects]
     threads = physical_cores()
     bandwidth: list[float] = []
+    file_bandwidth: list[float] = []
     for _ in range(arguments.rounds):
-        bandwidth.append(undisturbed(lambda: read_bandwidth(threads), arguments.attempts)[0])
+        memory, file = undisturbed(lambda: bandwidths(subjects[0], threads), arguments.attempts)[0]
+        bandwidth.append(memory)
+        file_bandwidth.append(file)
         for cell in cells:
             for each in subjects:
                 measure(each, cell, arguments.attempts)
     limit = statistics.median(bandwidth)
     print(table(subjects, cells, limit))
-    print(f"\nMemory reads with {threads} threads: {limit / 1e9:.1f} GB/s.")
+    mapped = statistics.median(file_bandwidth)
+    print(f"\nReads with {threads} threads: memory {limit / 1e9:.1f} GB/s, mapped file {mapped / 1e9:.1f} GB/s.")
     payload: dict[str, Any] = {
         "threads": threads,
         "rounds": arguments.rounds,
         "read_bandwidth_gb_s": [round(value / 1e9, 2) for value in bandwidth],
+        "mapped_file_bandwidth_gb_s": [round(value / 1e9, 2) for value in file_bandwidth],
         "subjects": {each.label: record(each, limit) for each in subjects},
     }
     if arguments.note:
@@ -137,6 +146,12 @@ def measure(each: Subject, cell: str, attempts: int) -> None:
 def _raise_to(largest: dict[str, Any], cell: str, value: float | None) -> None:
     if value is not None:
         largest[cell] = max(value, largest.get(cell, 0))
+
+
+def bandwidths(each: Subject, threads: int) -> tuple[float, float]:
+    """Bytes per second that can be read of ordinary memory, and of the weights' mapped file."""
+    file = mapped_file(each.weight_file)
+    return read_bandwidth(threads), read_bandwidth(threads, file)
 
 
 def table(subjects: list[Subject], cells: list[str], limit: float) -> str:

@@ -30,15 +30,22 @@ class Outcome:
     """What a process printed and the memory it took.
 
     Attributes:
-        value: the JSON on its last line of output.
+        output: all of its standard output.
+        seconds: from its start to its end.
         peak_anonymous: bytes of memory of its own at most, as sampled; pages of mapped files are not counted. None
             where the system does not tell.
         peak_resident: bytes in memory at most, pages of mapped files included.
     """
 
-    value: Any
+    output: str
+    seconds: float
     peak_anonymous: int | None
     peak_resident: int | None
+
+    @property
+    def value(self) -> Any:
+        """The JSON on the last line of output."""
+        return json.loads(self.output.splitlines()[-1])
 
 
 def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Outcome:
@@ -47,6 +54,7 @@ def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, 
     Raises:
         RuntimeError: it failed; with the end of what it wrote to its error output.
     """
+    start = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -62,10 +70,11 @@ def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, 
         anonymous = _larger(anonymous, status.get("RssAnon"))
         resident = _larger(resident, status.get("VmHWM"))
         time.sleep(SAMPLE_SECONDS)
+    seconds = time.perf_counter() - start
     output, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(f"{module} {' '.join(arguments)} failed: {errors[-2000:]}")
-    return Outcome(json.loads(output.splitlines()[-1]), anonymous, resident)
+    return Outcome(output, seconds, anonymous, resident)
 
 
 def undisturbed(work: Callable[[], T], attempts: int) -> tuple[T, float]:

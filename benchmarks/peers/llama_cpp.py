@@ -33,7 +33,7 @@ from cpmbee.model.tensor_names import expected_tensors
 
 KINDS = {"q4_0": gguf.Q4_0, "q8_0": gguf.Q8_0}
 RANDOM_BLOCKS = 1_000_003  # blocks of 32 numbers that tensors are cut out of; prime, so that rows differ
-REPEATS = 3
+PROMPTS, DECODES = 2, 3  # timed runs, after llama-bench's own warm-up
 DECODED = 24  # tokens in one timed run of decoding
 
 
@@ -80,11 +80,11 @@ def write_model(config: ModelConfig, kind: gguf.TensorType, head: gguf.TensorTyp
 
 def seconds(path: Path, prompt: int, decoded_after: int) -> list[float]:
     """Seconds of single runs: to read ``prompt`` tokens, or, if that is 0, of one token behind ``decoded_after``."""
-    command = [binary(), "-m", str(path), "-t", str(physical_cores()), "-r", str(REPEATS), "-o", "json"]
+    command = [binary(), "-m", str(path), "-t", str(physical_cores()), "-o", "json"]
     if prompt:
-        command += ["-p", str(prompt), "-n", "0"]
+        command += ["-p", str(prompt), "-n", "0", "-r", str(PROMPTS)]
     else:
-        command += ["-p", "0", "-n", str(DECODED), "-d", str(decoded_after)]
+        command += ["-p", "0", "-n", str(DECODED), "-d", str(decoded_after), "-r", str(DECODES)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (result,) = json.loads(output)
     return [nanoseconds / 1e9 / (1 if prompt else DECODED) for nanoseconds in result["samples_ns"]]
