@@ -7,6 +7,7 @@ from libc.stdint cimport uint8_t, uint16_t
 
 
 cdef extern from "quantize_kernels.h" nogil:
+    void cpmbee_widen(const uint16_t *half, long n, float factor, float *out)
     int cpmbee_quantize(
         const float *rows, const float *importance, long groups, long columns, int block, int bits,
         const float *levels, int num_levels, int refine, uint8_t *numbers, uint8_t *packed, uint16_t *scales,
@@ -47,3 +48,15 @@ def quantize(
     if status:
         raise OverflowError("has values that quantized weights with fp16 scales cannot hold")
     return packed, scales.view(np.float16), sums[0], sums[1]
+
+
+def widen(const uint16_t[:, ::1] half, float factor, float[:, :] out):
+    """See `cpmbee.export.plain_quantize.widen`."""
+    cdef Py_ssize_t row
+    if out.shape[0] != half.shape[0] or out.shape[1] != half.shape[1]:
+        raise ValueError("widen: sizes do not fit together")
+    if half.shape[1] and out.strides[1] != sizeof(float):
+        raise ValueError("widen: rows must be contiguous")
+    with nogil:
+        for row in range(half.shape[0]):
+            cpmbee_widen(&half[row, 0], half.shape[1], factor, &out[row, 0])

@@ -61,6 +61,22 @@ CPMBEE_ALWAYS_INLINE uint16_t cpmbee_half_bits(float value) {
     return (uint16_t)(sign | bits >> 13);
 }
 
+/* Finite fp16 numbers as fp32, times a factor. */
+CPMBEE_QUANTIZE_CLONES static void cpmbee_widen(const uint16_t *half, long n, float factor, float *out) {
+    for (long i = 0; i < n; ++i) {
+        const uint32_t bits = (uint32_t)(half[i] & 0x7fff) << 13; /* 2^112 too small: the bias of exponents differs */
+        const uint32_t sign = (uint32_t)(half[i] & 0x8000) << 16;
+        float value;
+        memcpy(&value, &bits, sizeof value);
+        value *= 5192296858534827628530496329220096.0f;
+        uint32_t wide;
+        memcpy(&wide, &value, sizeof wide);
+        wide |= sign;
+        memcpy(&value, &wide, sizeof value);
+        out[i] = value * factor;
+    }
+}
+
 CPMBEE_ALWAYS_INLINE float cpmbee_round(float value, float low, float high) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
     value = value < low ? low : value;

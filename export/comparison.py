@@ -16,7 +16,7 @@ Float32 = NDArray[np.float32]
 
 PROMPT, STEP, BATCH = "prompt", "cached step", "padded batch"  # kinds of calls
 TOLERANCE = 1e-4  # of logits, relative to their range
-ROUNDED_TOLERANCE = 5e-2  # the same, where products round activations to int8 and the reference does not
+ROUNDED_TOLERANCE = 1e-1  # the same, where products round activations to int8 and the reference does not
 
 
 class LogitsModel(Protocol):

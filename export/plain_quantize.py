@@ -67,6 +67,11 @@ def quantize(
     return Quantized(packed, by_lane, float(error), float(power))
 
 
+def widen(half: NDArray[np.uint16], factor: float, out: Float32) -> None:
+    """Write finite fp16 numbers, given by their bits, times ``factor`` to ``out``; the product is taken in fp32."""
+    np.multiply(half.view(np.float16), np.float32(factor), out=out, dtype=np.float32)
+
+
 def _search(w: Float32, h: Float32, extreme: Float32, zero_point: np.float32, levels: Float32, refine: bool) -> Float16:
     """The best scale of each block, (rows, blocks); 0 where none is a finite fp16 number other than 0."""
     best = np.zeros(extreme.shape, np.float16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,12 +18,12 @@ from cpmbee.export.weights import StoredTensor, scaled
 from cpmbee.machine import physical_cores
 
 if TYPE_CHECKING:
-    from cpmbee.export.plain_quantize import quantize
+    from cpmbee.export.plain_quantize import quantize, widen
 else:
     try:
-        from cpmbee._quantize import quantize
+        from cpmbee._quantize import quantize, widen
     except ImportError:
-        from cpmbee.export.plain_quantize import quantize
+        from cpmbee.export.plain_quantize import quantize, widen
         from cpmbee.plain import warn_not_compiled
 
         warn_not_compiled()
@@ -31,13 +32,13 @@ Method = Literal["nearest", "search"]
 METHODS: tuple[Method, ...] = ("nearest", "search")
 DEFAULT_BLOCK_SIZE = 64
 DEFAULT_HEAD_BITS = 8  # of int4 models, too: the head costs little and decides every token
-PANEL_BYTES = 4 << 20  # of fp32 rows that are quantized at a time
+PANEL_BYTES = 1 << 20  # of fp32 rows that are quantized at a time
 LEAST_IMPORTANCE = 0.01  # of the mean: a channel that a few requests leave silent may speak in the next
 
 # Candidates for the number that a block's extreme becomes (`plain_quantize.quantize`). The first is round-to-nearest;
 # the others were picked greedily for normal and heavy-tailed weights in blocks of 32, 64 and 128. At 4 bits a little
 # clipping pays, and so does giving the extreme the odd number out, -8; more candidates gain less than 1 %.
-LEVELS = {4: (7.0, -8.0, -8.5, -9.25, -7.5), 8: (127.0, -128.0)}
+LEVELS = {4: (7.0, -8.5, -8.0, -9.25), 8: (127.0, -128.0)}
 
 Array = NDArray[Any]
 
@@ -124,9 +125,12 @@ class QuantizedMatrix:
             mean = float(self._importance.mean()) or 1.0
             importance[: self.dim_in] = np.maximum(self._importance / mean, LEAST_IMPORTANCE)
         levels = np.array(LEVELS[self.layout.bits][: None if self._method == "search" else 1], np.float32)
+        buffers = threading.local()
 
         def panel(start: int) -> Quantized:
-            values = np.zeros((min(step, rows - start), columns), np.float32)
+            if not hasattr(buffers, "values"):  # the padding stays zero
+                buffers.values = np.zeros((min(step, rows), columns), np.float32)
+            values = buffers.values[: rows - start]
             _copy_rows(tensors, start, self.factor, values[:, : self.dim_in])
             bits, block_size = self.layout.bits, self.layout.block_size
             return Quantized(*quantize(values, importance, bits, block_size, levels, self._method == "search"))
@@ -146,13 +150,18 @@ class QuantizedMatrix:
 
 
 def _copy_rows(tensors: Sequence[Array], start: int, factor: float, out: Float32) -> None:
-    """Rows from ``start`` on of matrices that lie one below the other, times ``factor``; beyond the end none."""
+    """Rows from ``start`` on of matrices that lie one below the other, times ``factor``; zeros behind the last."""
     first = 0  # row of the whole where the tensor begins
     for tensor in tensors:
         begin, end = max(start, first), min(start + len(out), first + len(tensor))
         if begin < end:
-            out[begin - start : end - start] = scaled(tensor[begin - first : end - first], factor, np.dtype(np.float32))
+            rows, place = tensor[begin - first : end - first], out[begin - start : end - start]
+            if rows.dtype == np.float16 and rows.flags.c_contiguous:
+                widen(rows.view(np.uint16), factor, place)
+            else:
+                place[:] = scaled(rows, factor, np.dtype(np.float32))
         first += len(tensor)
+    out[max(0, first - start) :] = 0
 
 
 def _in_order(work: Any, items: Iterable[int]) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import string
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ PUNCTUATION = "，。？！：；、（）“”《》"
 MAX_NEW_TOKENS = 24  # the longest numeral has 15 characters
 EVALUATION_BATCH = 250
 EVALUATION_SEED = 2024
+SAMPLE_SEED = 2025
+SAMPLE_COUNT = 100  # requests per direction that come with the model
 
 
 def vocabulary() -> list[str]:
@@ -83,8 +86,15 @@ def evaluate(model: CpmBee, tokenizer: Tokenizer, count: int) -> dict[numerals.D
     return scores
 
 
+def write_requests(file: Path) -> None:
+    """Write held-out requests with their answers, one a line: what ``cpmbee verify --quality`` reads."""
+    examples = numerals.held_out_examples(np.random.default_rng(SAMPLE_SEED), SAMPLE_COUNT)
+    lines = [json.dumps(example.solved, ensure_ascii=False) + "\n" for example in examples]
+    file.write_text("".join(lines), encoding="utf-8")
+
+
 def train_demo(out: Path, config: TrainerConfig, batch_size: int, seed: int, eval_count: int) -> None:
-    """Train from scratch and write config.json, vocab.txt, model.safetensors (fp16) and the model card to ``out``.
+    """Train from scratch and write the checkpoint (fp16), its vocabulary, sample requests and model card to ``out``.
 
     The accuracy in the card is that of the fp16 weights as they were written.
     """
@@ -95,6 +105,7 @@ def train_demo(out: Path, config: TrainerConfig, batch_size: int, seed: int, eva
     result = Trainer(model, config).train(batches)
     save_checkpoint(model.half(), out, overwrite=True)
     (out / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary()), encoding="utf-8")
+    write_requests(out / "requests.jsonl")
     card = model_card(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocab_size=tokenizer.vocab_size,

@@ -51,6 +51,8 @@ the numbers from 100 on, chosen by a hash of the number):
 $rows
 
 The training command measures it at its end; `python -m cpmbee.train.demo model/demo --evaluate` measures it again.
+`requests.jsonl` has 200 held-out requests with their answers, for `cpmbee verify OUT model/demo --quality
+model/demo/requests.jsonl`: what an exported precision costs.
 
 ## Data
 

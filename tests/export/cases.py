@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cpmbee.config import ModelConfig
 from cpmbee.export.comparison import Call, record
@@ -33,11 +34,13 @@ def make_checkpoint(folder: Path, config: ModelConfig | None = None) -> Path:
     return write_checkpoint(folder, random_model(config), file_format="safetensors")
 
 
-def make_folder(tmp_path: Path, config: ModelConfig | None = None, precision: Precision = "fp32") -> tuple[Path, Path]:
+def make_folder(
+    tmp_path: Path, config: ModelConfig | None = None, precision: Precision = "fp32", **options: Any
+) -> tuple[Path, Path]:
     """A checkpoint and its unverified export."""
     checkpoint = make_checkpoint(tmp_path / "checkpoint", config)
     out = tmp_path / "exported"
-    export(checkpoint, out, precision, verify=False)
+    export(checkpoint, out, precision, verify=False, **options)
     return checkpoint, out
 
 

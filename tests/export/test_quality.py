@@ -1,0 +1,254 @@
+"""Measuring what quantization costs: transcripts, KL divergence, right answers, calibration."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from cpmbee import native
+from cpmbee.cli import main
+from cpmbee.config import ModelConfig
+from cpmbee.engine import Engine
+from cpmbee.errors import ConfigError, PromptError
+from cpmbee.export import export
+from cpmbee.export.calibration import input_strengths
+from cpmbee.export.demo import demo_checkpoint
+from cpmbee.export.onnx_model import OnnxModel
+from cpmbee.export.quality import kl_divergence, measure
+from cpmbee.export.reference_loading import streamed_logits
+from cpmbee.export.report import Quality
+from cpmbee.export.sources import open_source
+from cpmbee.export.transcripts import Transcript, make_transcript, read_requests, read_transcripts
+from cpmbee.model.tensor_names import EMBEDDING, is_linear
+from cpmbee.tokenizer import Tokenizer
+from tests.export.cases import make_checkpoint
+from tests.model.factory import VOCABULARY, tiny_config
+
+REQUESTS = demo_checkpoint() / "requests.jsonl"
+TOKENIZER = Tokenizer(VOCABULARY)
+
+
+def quiet(stage: str, fraction: float) -> None:
+    pass
+
+
+def transcript(request: dict[str, Any]) -> Transcript:
+    return make_transcript(request, TOKENIZER, tiny_config())
+
+
+def texts(tokens: npt.NDArray[Any]) -> list[str]:
+    return [TOKENIZER.id_to_token(int(token)) for token in tokens]
+
+
+def test_answer_is_fed_and_expected() -> None:
+    made = transcript({"input": "ab", "<ans>": "今天气"})
+    ids = made.inputs.input_ids[0]
+    index = made.inputs.logits_index[0]
+    assert texts(ids[index]) == ["<s>", "今天", "气"]
+    assert texts(made.targets) == ["今天", "气", "</s>"]
+    assert index[-1] == made.num_tokens - 1
+    assert made.forbidden == (TOKENIZER.unk_id,)
+    assert (made.inputs.relation[0, index[0], : index[0]] >= 0).all()  # sees the request, not what follows
+    assert (made.inputs.relation[0, index[0], index[0] + 1 :] == -1).all()
+
+
+def test_answers_in_turn_and_tokens_of_the_request() -> None:
+    request = {"text": "a<mask_0>\U00013000b<mask_1>", "<ans>": {"<mask_0>": "x\U00013000", "<mask_1>": "<mask_1>"}}
+    made = transcript(request)
+    size = TOKENIZER.vocab_size
+    columns = list(zip(made.inputs.ext_ids.tolist(), made.inputs.ext_subs.tolist(), strict=True))
+    assert columns == [(TOKENIZER.mask_id, 1)]
+    # The first of its kind has subscript 0 and no row of its own: the base id stands for it.
+    x, unknown, eos = TOKENIZER.token_to_id("x"), TOKENIZER.unk_id, TOKENIZER.eos_id
+    assert made.targets.tolist() == [x, unknown, eos, size, eos]
+    assert made.forbidden == ()
+    fed = made.inputs.input_ids[0, made.inputs.logits_index[0]]
+    assert texts(fed) == ["<s>", "x", "<unk>", "<s>", "<mask>"]
+
+
+def test_request_without_answers_is_asked_for_the_first_token() -> None:
+    made = transcript({"input": "ab", "<ans>": {"a": "", "b": ""}})
+    assert made.inputs.logits_index.tolist() == [[made.num_tokens - 1]]
+    assert len(made.targets) == 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        ({"input": "a", "<ans>": {"x": "b", "y": ""}}, "some of its answers"),
+        ({"input": "a", "<ans>": "\U00013000"}, "neither in the vocabulary nor in the request"),
+    ],
+)
+def test_answers_that_nobody_can_write(request_: dict[str, Any], problem: str) -> None:
+    with pytest.raises(PromptError, match=problem):
+        transcript(request_)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "no requests"),
+        ('{"<ans>": ""}\n{"input"', "line 2: not JSON"),
+        ('\n["<ans>"]', "line 2: not a request"),
+        ('{"input": ""}', "line 1: not a request"),
+        (None, "cannot be read"),
+    ],
+)
+def test_files_that_hold_no_requests(content: str | None, problem: str, tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ConfigError, match=problem):
+        read_requests(file)
+
+
+def test_request_that_the_model_cannot_read(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text('{"a": "b", "<ans>": "c"}\n{"a": "<", "<ans>": "c"}\n')
+    with pytest.raises(ConfigError, match="request 2"):
+        read_transcripts(file, TOKENIZER, tiny_config())
+
+
+def test_divergence_of_known_distributions() -> None:
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
+    logits = (np.log(p).astype(np.float32) + 300, np.log(q).astype(np.float32) - 7)
+    np.testing.assert_allclose(kl_divergence(*logits), [0.5 * np.log(2) + 0.5 * np.log(2 / 3), 0], atol=1e-6)
+
+
+class _Told:
+    """A model that answers what it is told."""
+
+    def __init__(self, logits: list[npt.NDArray[np.float32]]) -> None:
+        self._logits = iter(logits)
+
+    def run(self, inputs: Any) -> npt.NDArray[np.float32]:
+        return next(self._logits)[None]
+
+
+def one_hot(choices: list[int]) -> npt.NDArray[np.float32]:
+    return (np.eye(TOKENIZER.vocab_size, dtype=np.float32) * 5)[choices]
+
+
+def test_counting() -> None:
+    transcripts = [transcript({"input": "a", "<ans>": text}) for text in ("b", "c")]
+    right = [made.targets.tolist() for made in transcripts]
+    unknown = [[TOKENIZER.unk_id, right[0][1]], right[1]]
+    reference = [one_hot(right[0]), one_hot([right[1][0], 0])]
+    reference[1][1] = -reference[1][1]  # the end is wrong there
+    found = measure(_Told([one_hot(choices) for choices in right]), transcripts, reference)
+    assert (found.requests, found.positions) == (2, 4)
+    assert (found.top1, found.accuracy, found.reference_accuracy) == (0.75, 1.0, 0.5)
+    assert found.kl > 0
+    forbidden = measure(_Told([one_hot(choices) for choices in unknown]), transcripts, reference)
+    assert forbidden.accuracy == 0.5
+    assert "KL" in str(found)
+    assert "50.0 %" in str(found)
+
+
+def test_nothing_is_right_where_nothing_is_given() -> None:
+    transcripts = [transcript({"input": "a", "<ans>": text}) for text in ("", "c")]
+    logits = [np.zeros((len(made.inputs.logits_index[0]), TOKENIZER.vocab_size), np.float32) for made in transcripts]
+    found = measure(_Told(logits), transcripts, logits)
+    assert (found.accuracy, found.reference_accuracy, found.kl, found.top1) == (None, None, 0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Quality, Path]]:
+    """Exports the demo model and measures it on the requests that come with it."""
+    checkpoint = demo_checkpoint()
+    tokenizer = Tokenizer.from_file(checkpoint / "vocab.txt")
+    config = ModelConfig.from_file(checkpoint / "config.json")
+    transcripts = read_transcripts(REQUESTS, tokenizer, config)
+    inputs = [made.inputs for made in transcripts]
+    expected = list(streamed_logits(open_source(checkpoint), inputs, quiet))
+    rows = max(made.num_tokens for made in transcripts)
+
+    def measured(**options: Any) -> tuple[Quality, Path]:
+        out = tmp_path_factory.mktemp("demo") / "model"
+        export(checkpoint, out, verify=False, **options)
+        model = OnnxModel(out / "model.onnx", config, rows, use_native=native.library_path() is not None)
+        return measure(model, transcripts, expected), out
+
+    return measured
+
+
+@pytest.mark.parametrize(("precision", "lost"), [("fp16", 0.0), ("int8", 0.003), ("int4", 0.015)])
+def test_demo_model_keeps_its_accuracy(precision: str, lost: float, demo: Callable[..., tuple[Quality, Path]]) -> None:
+    found, out = demo(precision=precision)
+    assert found.accuracy is not None
+    assert found.reference_accuracy is not None
+    assert found.accuracy >= found.reference_accuracy - lost
+    assert found.top1 > 0.995
+    assert found.kl < {"fp16": 1e-9, "int8": 1e-4, "int4": 5e-3}[precision]
+    requests = read_requests(REQUESTS)
+    results = Engine.from_pretrained(out).generate(
+        [{**request, "<ans>": ""} for request in requests], beam_size=1, max_new_tokens=24
+    )
+    right = [result.answer == request["<ans>"] for result, request in zip(results, requests, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(found.accuracy, abs=0.006)  # greedy search writes what was counted
+
+
+def test_search_loses_less_than_rounding(demo: Callable[..., tuple[Quality, Path]]) -> None:
+    """Over several block sizes: each alone is one draw of errors in a model that is sure of nearly every token."""
+    lost = {
+        method: sum(demo(precision="int4", block_size=size, method=method)[0].kl for size in (32, 64, 128))
+        for method in ("nearest", "search")
+    }
+    assert lost["search"] < 0.9 * lost["nearest"]
+
+
+def test_strengths_are_mean_squares_of_inputs(tmp_path: Path) -> None:
+    config = tiny_config(mask_modules=((False, False), (True, False), (False, True)))
+    source = open_source(make_checkpoint(tmp_path / "checkpoint", config))
+    file = tmp_path / "requests.jsonl"
+    file.write_text("".join(json.dumps({"input": text, "<ans>": "b"}) + "\n" for text in ("今天", "abc")))
+    found = input_strengths(source, TOKENIZER, file, quiet)
+    expected = {name for name, shape in _shapes(source).items() if is_linear(name, shape)}
+    assert found.keys() == {EMBEDDING, *expected}
+    for name, strength in found.items():
+        assert strength.shape == (_shapes(source)[name][1],)
+        assert strength.dtype == np.float32
+        assert strength.mean() == pytest.approx(1)
+    # Queries, keys and values read the same; the norm in front of them scales channels by its weight.
+    parts = [found[f"encoder.layers.0.self_att.self_attention.project_{part}.weight"] for part in "qkv"]
+    np.testing.assert_array_equal(parts[0], parts[1])
+    np.testing.assert_array_equal(parts[0], parts[2])
+
+
+def _shapes(source: Any) -> dict[str, tuple[int, ...]]:
+    from cpmbee.model.tensor_names import expected_tensors
+
+    return expected_tensors(source.config)
+
+
+def test_calibration_changes_scales_and_weighted_errors(tmp_path: Path) -> None:
+    checkpoint, file = make_checkpoint(tmp_path / "checkpoint"), tmp_path / "requests.jsonl"
+    file.write_text('{"input": "今天天气", "<ans>": "真好"}\n')
+    plain = export(checkpoint, tmp_path / "plain", "int4", verify=False)
+    calibrated = export(checkpoint, tmp_path / "calibrated", "int4", calibration=file)
+    assert calibrated.verification is not None
+    assert calibrated.verification.passed
+    assert json.loads((tmp_path / "calibrated" / "engine.json").read_text())["quantization"]["calibrated"]
+    assert [matrix.name for matrix in calibrated.matrices] == [matrix.name for matrix in plain.matrices]
+    assert [matrix.error for matrix in calibrated.matrices] != [matrix.error for matrix in plain.matrices]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint, out, file = demo_checkpoint(), tmp_path / "out", tmp_path / "requests.jsonl"
+    lines = REQUESTS.read_text(encoding="utf-8").splitlines(keepends=True)
+    file.write_text("".join(lines[:10]), encoding="utf-8")
+    options = ["--precision", "int4", "--block-size", "32", "--head-bits", "4", "--method", "search"]
+    options += ["--calibration", str(file), "--quality", str(file)]
+    assert main(["export", str(checkpoint), str(out), *options]) == 0
+    assert "relative error of quantized matrices at most 0.0" in capsys.readouterr().out
+    report = json.loads((out / "export_report.json").read_text())
+    assert report["verification"]["quality"]["requests"] == 10
+    assert main(["verify", str(out), str(checkpoint), "--quality", str(file)]) == 0
+    assert "quality against fp32: KL" in capsys.readouterr().out
+    file.write_text("{}\n")
+    assert main(["verify", str(out), str(checkpoint), "--quality", str(file)]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
