@@ -29,46 +29,61 @@ KERNEL_TARGET int32_t largest_lane(__m256i x) {
   return _mm_cvtsi128_si32(_mm_max_epi32(y, _mm_shuffle_epi32(y, 0xb1)));
 }
 
-KERNEL_TARGET void quantize(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel) {
+template <int Block>
+KERNEL_TARGET void quantize_block(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t r, int64_t b,
+                                  const float* block) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
   const __m256i even_odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  __m256i largest = _mm256_setzero_si256();
+  for (int i = 0; i < Block; i += kFloats) {
+    const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(block + i));
+    largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, magnitude));
+  }
+  const BlockScale scale = block_scale(largest_lane(largest));
+  const __m256 inverse = _mm256_set1_ps(scale.inverse);
+  const __m256i any = _mm256_set1_epi32(scale.inverse == 0.0f ? 0 : -1);
+  __m256i sum = _mm256_setzero_si256();
+  alignas(kVector) int8_t bytes[Block];
+  for (int i = 0; i < Block; i += kChunk) {
+    __m256i rounded[4];
+#pragma GCC unroll 4
+    for (int part = 0; part < 4; ++part) {
+      const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(block + i + part * kFloats), inverse);
+      rounded[part] = _mm256_and_si256(_mm256_cvtps_epi32(scaled), any);
+      sum = _mm256_add_epi32(sum, rounded[part]);
+    }
+    const __m256i low = _mm256_packs_epi32(rounded[0], rounded[1]);  // fours of inputs, out of order
+    const __m256i high = _mm256_packs_epi32(rounded[2], rounded[3]);
+    __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
+    if (m.bits == 4) packed = _mm256_shuffle_epi8(packed, even_odd);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + i), packed);
+  }
+  store_block<Block>(m, panel, r, b, scale.scale, bytes, sum_lanes(sum));
+}
+
+template <int Block>
+KERNEL_TARGET void quantize_rows(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel, int64_t begin,
+                                 int64_t end) {
   for (int64_t r = 0; r < panel.rows; ++r) {
-    for (int64_t b = 0; b < m.blocks(); ++b) {
-      const float* block = rows + r * m.in_features + b * m.block;
-      const int64_t count = m.in_features - b * m.block;
-      float padded[kMaxBlock];
-      if (count < m.block) {
-        std::fill(std::copy(block, block + count, padded), padded + m.block, 0.0f);
+    for (int64_t b = begin; b < end; ++b) {
+      const float* block = rows + r * m.in_features + b * Block;
+      const int64_t count = m.in_features - b * Block;
+      float padded[Block];
+      if (count < Block) {
+        std::fill(std::copy(block, block + count, padded), padded + Block, 0.0f);
         block = padded;
       }
-      __m256i largest = _mm256_setzero_si256();
-      for (int64_t i = 0; i < m.block; i += kFloats) {
-        const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(block + i));
-        largest = _mm256_max_epi32(largest, _mm256_and_si256(bits, magnitude));
-      }
-      const BlockScale scale = block_scale(largest_lane(largest));
-      const __m256 inverse = _mm256_set1_ps(scale.inverse);
-      const __m256i any = _mm256_set1_epi32(scale.inverse == 0.0f ? 0 : -1);
-      __m256i sum = _mm256_setzero_si256();
-      alignas(kVector) int8_t bytes[kMaxBlock];
-      for (int64_t i = 0; i < m.block; i += kChunk) {
-        __m256i rounded[4];
-#pragma GCC unroll 4
-        for (int part = 0; part < 4; ++part) {
-          const __m256 scaled = _mm256_mul_ps(_mm256_loadu_ps(block + i + part * kFloats), inverse);
-          rounded[part] = _mm256_and_si256(_mm256_cvtps_epi32(scaled), any);
-          sum = _mm256_add_epi32(sum, rounded[part]);
-        }
-        const __m256i low = _mm256_packs_epi32(rounded[0], rounded[1]);  // fours of inputs, out of order
-        const __m256i high = _mm256_packs_epi32(rounded[2], rounded[3]);
-        __m256i packed = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order);
-        if (m.bits == 4) packed = _mm256_shuffle_epi8(packed, even_odd);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(bytes + i), packed);
-      }
-      store_block(m, panel, r, b, scale.scale, bytes, sum_lanes(sum));
+      quantize_block<Block>(m, panel, r, b, block);
     }
   }
+}
+
+void quantize(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel, int64_t begin,
+              int64_t end) {
+  if (m.block == 32) return quantize_rows<32>(m, rows, panel, begin, end);
+  if (m.block == 64) return quantize_rows<64>(m, rows, panel, begin, end);
+  quantize_rows<128>(m, rows, panel, begin, end);
 }
 
 // The rows of one panel times one group of outputs, 8 of its 16 outputs at a time within each block.

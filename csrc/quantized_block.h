@@ -40,12 +40,17 @@ inline int64_t stored_position(int64_t bits, int64_t input) {
 }
 
 // Puts block `b` of row `r` into the panel: its values, in stored order, and what belongs to them.
+template <int Block>
 inline void store_block(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t r, int64_t b, float scale,
                         const int8_t* values, int32_t sum) {
   panel.scales[b * panel.rows + r] = scale;
   panel.starts[b * panel.rows + r] = static_cast<int32_t>(-m.zero_point()) * sum;
-  int8_t* out = panel.values + (b * m.block * panel.rows + r * 4);
-  for (int64_t i = 0; i < m.block; i += 4) std::memcpy(out + i * panel.rows, values + i, 4);
+  int8_t* out = panel.values + (b * Block * panel.rows + r * 4);
+  if (panel.rows == 1) {
+    std::memcpy(out, values, Block);
+    return;
+  }
+  for (int64_t i = 0; i < Block; i += 4) std::memcpy(out + i * panel.rows, values + i, 4);
 }
 
 }  // namespace cpmbee

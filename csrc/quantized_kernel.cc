@@ -9,9 +9,16 @@ constexpr int64_t kTinyWork = 1 << 18;      // bytes of weights times rows that 
 constexpr int64_t kMostJobBytes = 1 << 18;  // of weights, for few rows: a stream that is worth starting
 constexpr int64_t kLeastJobs = 16;          // unless that makes fewer jobs than these
 constexpr int64_t kJobWork = 1 << 24;       // multiply-adds, for many rows
-constexpr int64_t kTinyQuantize = 1 << 14;  // activations
+constexpr int64_t kTinyQuantize = 1 << 15;  // activations that take less time to quantize than waking a thread
+constexpr int64_t kQuantizeJob = 1 << 13;
+constexpr int64_t kSlabRows = 1024;  // rows whose quantized activations exist at one time
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const Executor& executor_if(bool worth_it, const Executor& executor) {
+  static const Serial serial;
+  return worth_it ? executor : serial;
+}
 
 // A buffer of this thread, aligned to a cache line; grows and is kept for the next call.
 template <class T>
@@ -19,6 +26,31 @@ T* thread_buffer(std::vector<uint8_t>& storage, size_t count) {
   if (storage.size() < count * sizeof(T) + kVector) storage.resize(count * sizeof(T) + kVector);
   const auto address = reinterpret_cast<uintptr_t>(storage.data());
   return reinterpret_cast<T*>((address + kVector - 1) / kVector * kVector);
+}
+
+void multiply_slab(const QuantizedMatrix& m, const float* inputs, int64_t rows, float* result,
+                   const QuantizedKernels& kernels, const Executor& executor) {
+  const bool direct = rows <= kernels.most_direct_rows;
+  const QuantizedRows quantized(m, rows, direct ? kernels.direct_panel_rows : kernels.panel_rows, direct);
+
+  const int64_t part = std::max<int64_t>(1, kQuantizeJob / (m.block * quantized.panel(0).rows));  // blocks of a job
+  const int64_t parts = ceil_div(m.blocks(), part);
+  const bool many = rows * m.in_features >= kTinyQuantize;
+  executor_if(many, executor).for_each(quantized.panels() * parts, [&](size_t job) {
+    const int64_t panel = job / parts;
+    const int64_t begin = job % parts * part;
+    const float* panel_inputs = inputs + quantized.first_row(panel) * m.in_features;
+    kernels.quantize(m, panel_inputs, quantized.panel(panel), begin, std::min(begin + part, m.blocks()));
+  });
+
+  const int64_t bytes = m.groups() * m.group_bytes();
+  const int64_t job_bytes = std::min(kMostJobBytes, bytes / kLeastJobs);
+  const int64_t job_groups = direct ? std::max<int64_t>(1, job_bytes / m.group_bytes())
+                                    : 2 * std::max<int64_t>(1, kJobWork / (2 * kLanes * m.padded_inputs() * rows));
+  executor_if(bytes * rows >= kTinyWork, executor).for_each(ceil_div(m.groups(), job_groups), [&](size_t job) {
+    const int64_t begin = job * job_groups;
+    kernels.multiply(m, quantized, begin, std::min(begin + job_groups, m.groups()), result);
+  });
 }
 
 }  // namespace
@@ -57,24 +89,10 @@ const QuantizedKernels& quantized_kernels(Isa isa) {
 
 void multiply(const QuantizedMatrix& m, const float* inputs, int64_t rows, float* result,
               const QuantizedKernels& kernels, const Executor& executor) {
-  if (rows == 0) return;
-  const bool direct = rows <= kernels.most_direct_rows;
-  const QuantizedRows quantized(m, rows, direct ? kernels.direct_panel_rows : kernels.panel_rows, direct);
-  const Serial serial;
-  const bool tiny = m.groups() * m.group_bytes() * rows < kTinyWork;
-  const Executor& quantizer = tiny || rows * m.in_features < kTinyQuantize ? static_cast<const Executor&>(serial) : executor;
-  quantizer.for_each(quantized.panels(), [&](size_t i) {
-    kernels.quantize(m, inputs + quantized.first_row(i) * m.in_features, quantized.panel(i));
-  });
-
-  const int64_t job_bytes = std::min(kMostJobBytes, m.groups() * m.group_bytes() / kLeastJobs);
-  const int64_t job_groups = direct ? std::max<int64_t>(1, job_bytes / m.group_bytes())
-                                    : 2 * std::max<int64_t>(1, kJobWork / (2 * kLanes * m.padded_inputs() * rows));
-  const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;
-  chosen.for_each(ceil_div(m.groups(), job_groups), [&](size_t job) {
-    const int64_t begin = job * job_groups;
-    kernels.multiply(m, quantized, begin, std::min(begin + job_groups, m.groups()), result);
-  });
+  for (int64_t first = 0; first < rows; first += kSlabRows) {
+    multiply_slab(m, inputs + first * m.in_features, std::min(kSlabRows, rows - first), result + first * m.out_features,
+                  kernels, executor);
+  }
 }
 
 }  // namespace cpmbee

@@ -87,8 +87,9 @@ struct QuantizedKernels {
   int64_t panel_rows;         // rows of a panel, when there are many
   int64_t direct_panel_rows;  // rows of a panel that meets the weights directly
   int64_t most_direct_rows;   // more rows than these are worth expanding weights for
-  // Quantizes the panel's rows, which lie `matrix.in_features` floats apart.
-  void (*quantize)(const QuantizedMatrix& matrix, const float* rows, const ActivationPanel& panel);
+  // Quantizes blocks [begin, end) of the panel's rows, which lie `matrix.in_features` floats apart.
+  void (*quantize)(const QuantizedMatrix& matrix, const float* rows, const ActivationPanel& panel, int64_t begin,
+                   int64_t end);
   // Outputs of groups [group_begin, group_end) for all rows; `result` is (rows, out_features).
   void (*multiply)(const QuantizedMatrix& matrix, const QuantizedRows& rows, int64_t group_begin, int64_t group_end,
                    float* result);

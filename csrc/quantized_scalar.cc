@@ -11,26 +11,35 @@
 namespace cpmbee {
 namespace {
 
-void quantize(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel) {
+template <int Block>
+void quantize_rows(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel, int64_t begin,
+                   int64_t end) {
   for (int64_t r = 0; r < panel.rows; ++r) {
-    for (int64_t b = 0; b < m.blocks(); ++b) {
-      float block[kMaxBlock] = {};
-      int8_t values[kMaxBlock];
-      const float* row = rows + r * m.in_features + b * m.block;
-      std::copy(row, row + std::min(m.block, m.in_features - b * m.block), block);
+    for (int64_t b = begin; b < end; ++b) {
+      float block[Block] = {};
+      int8_t values[Block];
+      const float* row = rows + r * m.in_features + b * Block;
+      std::copy(row, row + std::min<int64_t>(Block, m.in_features - b * Block), block);
 
       int32_t largest = 0;  // magnitude as bits: they order like the numbers, with infinity and NaN above all
-      for (int64_t i = 0; i < m.block; ++i) largest = std::max(largest, magnitude_bits(block[i]));
+      for (int64_t i = 0; i < Block; ++i) largest = std::max(largest, magnitude_bits(block[i]));
       const BlockScale scale = block_scale(largest);
       int32_t sum = 0;
-      for (int64_t i = 0; i < m.block; ++i) {
+      for (int64_t i = 0; i < Block; ++i) {
         const int8_t value = scale.inverse == 0.0f ? 0 : static_cast<int8_t>(std::lrint(block[i] * scale.inverse));
         values[stored_position(m.bits, i)] = value;
         sum += value;
       }
-      store_block(m, panel, r, b, scale.scale, values, sum);
+      store_block<Block>(m, panel, r, b, scale.scale, values, sum);
     }
   }
+}
+
+void quantize(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel, int64_t begin,
+              int64_t end) {
+  if (m.block == 32) return quantize_rows<32>(m, rows, panel, begin, end);
+  if (m.block == 64) return quantize_rows<64>(m, rows, panel, begin, end);
+  quantize_rows<128>(m, rows, panel, begin, end);
 }
 
 int32_t weight_at(const QuantizedMatrix& m, const uint8_t* group, int64_t lane, int64_t input) {
