@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 import cpmbee
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, ConfigError, DependencyError, VocabularyError
-from cpmbee.export import graph
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
 from cpmbee.export.folder import REPORT, require_space, staged_folder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION
+from cpmbee.export.graph import build_graph
+from cpmbee.export.model_proto import to_model
 from cpmbee.export.packing import BITS, BLOCK_SIZES
 from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS, Method, Quantization
 from cpmbee.export.report import ExportReport, MatrixError
@@ -108,7 +109,7 @@ def export(
             tell("calibrating", 0.0)
             importance = _calibrated(source, vocab_file, calibration, tell)
         quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, importance)
-    planned = graph.build_graph(source.config, precision, quantization)
+    planned = build_graph(source.config, precision, quantization)
     with staged_folder(Path(out), overwrite) as folder:
         require_space(folder, sum(tensor.nbytes + ALIGNMENT for tensor in planned.stored.values()))
         hashed = HashedSource(source)
@@ -206,7 +207,7 @@ def _write_model(folder: Path, planned: GraphBuilder, config: ModelConfig, sourc
             except OverflowError as error:
                 raise CheckpointError(f"{', '.join(tensor.sources)}: {error}") from None
             done += tensor.nbytes
-    model = graph.to_model(planned, config, initializers)
+    model = to_model(planned, config, initializers)
     model.producer_version = cpmbee.__version__
     onnx.save(model, folder / MODEL_FILE)
     tell("writing tensors", 1.0)

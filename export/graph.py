@@ -10,31 +10,20 @@ d hidden size, H heads, P cache rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 
 from cpmbee.config import ModelConfig
 from cpmbee.export import weights
+from cpmbee.export.assembly import FLOAT, Assembly, quantized_attributes
 from cpmbee.export.builder import CONTRIB, GraphBuilder
-from cpmbee.export.functions import (
-    ATTENTION,
-    DOMAIN,
-    DOMAIN_VERSION,
-    bucketed_attention,
-    bucketed_position_bias,
-)
+from cpmbee.export.functions import ATTENTION, DOMAIN
 from cpmbee.export.quantize import Quantization, QuantizedMatrix
-from cpmbee.export.quantized_embedding import QUANTIZED_EMBEDDING, quantized_embedding
-from cpmbee.export.quantized_functions import QUANTIZED_LINEAR, quantized_linear
+from cpmbee.export.quantized_embedding import QUANTIZED_EMBEDDING
+from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
 from cpmbee.model.tensor_names import BIAS_TABLE, EMBEDDING
-
-IR_VERSION = 9  # the oldest supported runtime, 1.18, reads it
-OPSET = 18
-FLOAT = TensorProto.FLOAT
 
 FINAL_NORM = "encoder.output_layernorm.weight"
 
@@ -44,65 +33,6 @@ class Residual(NamedTuple):
 
     stream: str
     addend: str
-
-
-@dataclass
-class _Assembly:
-    """What all blocks share while the graph grows.
-
-    Attributes:
-        graph: receives nodes and tensors.
-        config: the model.
-        dtype: of stored matrices that are not quantized.
-        quantization: how matrices are quantized; None where they are not.
-        num_blocks: kept blocks so far, n in `cpmbee.export.weights`.
-        num_caches: attention blocks so far.
-        embedding: the embedding, which is the head as well, where it is quantized.
-    """
-
-    graph: GraphBuilder
-    config: ModelConfig
-    dtype: np.dtype[np.float32] | np.dtype[np.float16]
-    quantization: Quantization | None = None
-    num_blocks: int = 0
-    num_caches: int = 0
-    embedding: QuantizedMatrix | None = None
-
-    @property
-    def folds(self) -> bool:
-        """Whether factors go into the matrices; fp16 files keep those bit for bit instead."""
-        return self.dtype == np.float32
-
-    def linear(
-        self,
-        value: str,
-        out: str,
-        matrix: str,
-        sources: tuple[str, ...],
-        dim_in: int,
-        dims_out: tuple[int, ...],
-        factor: float = 1.0,
-    ) -> str:
-        """``out = value * matrix * factor``; the matrix is made of checkpoint tensors that read the same input."""
-        if self.quantization is not None:
-            bits = self.quantization.body_bits
-            return self.quantized_linear(
-                value, out, self.quantization.matrix(matrix, sources, dim_in, dims_out, factor, bits)
-            )
-        name = self.graph.weight(weights.stacked_linears(matrix, sources, dim_in, dims_out, self.dtype, factor))
-        if self.dtype != np.float32:  # the runtime converts a constant once, when it loads the model
-            name = self.graph.node("Cast", [name], f"{name}/fp32", to=FLOAT)
-        return self.graph.node("MatMul", [value, name], out)
-
-    def quantized_linear(self, value: str, out: str, matrix: QuantizedMatrix) -> str:
-        """``out = value * matrix``."""
-        tensors = self.graph.quantized_matrix(matrix)
-        return self.graph.node(QUANTIZED_LINEAR, [value, *tensors], out, DOMAIN, **quantized_attributes(matrix))
-
-    def times(self, value: str, factor: float, name: str) -> str:
-        """``value * factor``."""
-        scalar = self.graph.constant(f"{name}/factor", np.float32(factor))
-        return self.graph.node("Mul", [value, scalar], name)
 
 
 def build_graph(
@@ -116,7 +46,7 @@ def build_graph(
         quantization: how they are quantized, where ``precision`` is a quantized one.
     """
     dtype = np.dtype(np.float16) if precision == "fp16" else np.dtype(np.float32)
-    made = _Assembly(GraphBuilder(), config, dtype, quantization)
+    made = Assembly(GraphBuilder(), config, dtype, quantization)
     graph = made.graph
     table = graph.weight(weights.bias_table("position_bias", BIAS_TABLE, config)) if config.attention_layers else ""
     if quantization is None:
@@ -139,46 +69,7 @@ def build_graph(
     return graph
 
 
-def to_model(graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.TensorProto]) -> onnx.ModelProto:
-    """Wrap the nodes with inputs, outputs, functions and ``initializers`` into a model."""
-    caches = [f"{kind}_cache.{n}" for n in range(len(config.attention_layers)) for kind in ("key", "value")]
-    row: list[str | int] = ["P", config.num_attention_heads, config.dim_head]
-    inputs = [
-        _value("input_ids", TensorProto.INT32, ["B", "Q"]),
-        _value("input_subs", TensorProto.INT32, ["B", "Q"]),
-        _value("relation", TensorProto.INT16, ["B", "Q", "K"]),
-        _value("slots", TensorProto.INT32, ["B", "K"]),
-        _value("new_slots", TensorProto.INT32, ["B", "Q"]),
-        _value("logits_index", TensorProto.INT32, ["B", "R"]),
-        _value("ext_ids", TensorProto.INT32, ["E"]),
-        _value("ext_subs", TensorProto.INT32, ["E"]),
-        *(_value(name, FLOAT, row) for name in caches),
-    ]
-    outputs = [
-        _value("logits", FLOAT, ["B", "R", "V_plus_E"]),
-        *(_value(f"present_{name}", FLOAT, row) for name in caches),
-    ]
-    constants = [*graph.constants.values(), *initializers]
-    opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (CONTRIB, 1), (DOMAIN, DOMAIN_VERSION))]
-    functions = [bucketed_position_bias(), bucketed_attention()]
-    if graph.quantized:
-        functions += [quantized_linear(), quantized_embedding(graph.quantized[0].layout.bits)]
-    model: onnx.ModelProto = helper.make_model(
-        helper.make_graph(graph.nodes, "cpmbee", inputs, outputs, initializer=constants),
-        opset_imports=opsets,
-        functions=functions,
-        producer_name="cpmbee",
-        ir_version=IR_VERSION,
-    )
-    return model
-
-
-def _value(name: str, dtype: int, shape: list[str | int]) -> onnx.ValueInfoProto:
-    info: onnx.ValueInfoProto = helper.make_tensor_value_info(name, dtype, shape)
-    return info
-
-
-def _embed(made: _Assembly, scope: str, ids: str, subs: str, factor: float = 1.0) -> Residual:
+def _embed(made: Assembly, scope: str, ids: str, subs: str, factor: float = 1.0) -> Residual:
     """Rows of the embedding times ``factor``, rotated by the phases of their subscripts: two addends, (..., d) each."""
     graph, config = made.graph, made.config
     if made.embedding is None:
@@ -210,7 +101,7 @@ def _embed(made: _Assembly, scope: str, ids: str, subs: str, factor: float = 1.0
     return Residual(straight, turned)
 
 
-def _phase_rounding(made: _Assembly, value: str) -> str:
+def _phase_rounding(made: Assembly, value: str) -> str:
     """Round to fp16 where the model was trained with fp16 phases."""
     if not made.config.half:
         return value
@@ -218,7 +109,7 @@ def _phase_rounding(made: _Assembly, value: str) -> str:
     return made.graph.node("Cast", [rounded], f"{value}_rounded", to=FLOAT)
 
 
-def _norm(made: _Assembly, scope: str, source: str, state: Residual, factor: float) -> tuple[str, str]:
+def _norm(made: Assembly, scope: str, source: str, state: Residual, factor: float) -> tuple[str, str]:
     """Add and normalize: the norm's output and the added stream, (B, Q, d) each."""
     weight = made.graph.weight(weights.norm_weight(f"{scope}/norm_weight", source, made.config, factor))
     normed, stream = f"{scope}/normed", f"{scope}/stream"
@@ -233,7 +124,7 @@ def _norm(made: _Assembly, scope: str, source: str, state: Residual, factor: flo
     return normed, stream
 
 
-def _project_out(made: _Assembly, scope: str, value: str, source: str, dim_in: int) -> str:
+def _project_out(made: Assembly, scope: str, value: str, source: str, dim_in: int) -> str:
     """A block's output projection, scaled for the stream that is carried behind it: (B, Q, dim_in) -> (B, Q, d)."""
     factor = weights.linear_scale(dim_in) * weights.blocks_factor(made.num_blocks)
     dims_out = (made.config.hidden_size,)
@@ -243,7 +134,7 @@ def _project_out(made: _Assembly, scope: str, value: str, source: str, dim_in: i
     return out if made.folds else made.times(out, factor, f"{scope}/out_scaled")
 
 
-def _attention_block(made: _Assembly, layer: int, state: Residual, table: str) -> Residual:
+def _attention_block(made: Assembly, layer: int, state: Residual, table: str) -> Residual:
     """Norm, Q, K and V in one product, attention over the cache, output projection."""
     graph, config = made.graph, made.config
     scope, source = f"layers.{layer}.attention", f"encoder.layers.{layer}.self_att"
@@ -270,7 +161,7 @@ def _attention_block(made: _Assembly, layer: int, state: Residual, table: str) -
     return Residual(stream, out)
 
 
-def _ffn_block(made: _Assembly, layer: int, state: Residual) -> Residual:
+def _ffn_block(made: Assembly, layer: int, state: Residual) -> Residual:
     """Norm, both input projections in one product, gelu gate, output projection."""
     graph, config = made.graph, made.config
     scope, source = f"layers.{layer}.ffn", f"encoder.layers.{layer}.ffn"
@@ -287,7 +178,7 @@ def _ffn_block(made: _Assembly, layer: int, state: Residual) -> Residual:
     return Residual(stream, out)
 
 
-def _select(made: _Assembly, values: tuple[str, str]) -> tuple[str, str]:
+def _select(made: Assembly, values: tuple[str, str]) -> tuple[str, str]:
     """Keep the positions that get logits, (B, Q, .) -> (B, R, .).
 
     Done right behind the last attention: from there on positions do not look at each other, so all others may go.
@@ -300,7 +191,7 @@ def _select(made: _Assembly, values: tuple[str, str]) -> tuple[str, str]:
     return first, second
 
 
-def _head(made: _Assembly, state: Residual) -> None:
+def _head(made: Assembly, state: Residual) -> None:
     """Final norm, then logits of vocabulary and extension vocabulary, (B, R, V + E).
 
     The embedding is the left operand, ``W h^T``: as the right operand ONNX Runtime would either pack a second copy of
@@ -331,7 +222,7 @@ def _head(made: _Assembly, state: Residual) -> None:
     graph.node("Reshape", [by_row, shape], "logits")
 
 
-def _quantized_head(made: _Assembly, hidden: str, embedding: QuantizedMatrix) -> None:
+def _quantized_head(made: Assembly, hidden: str, embedding: QuantizedMatrix) -> None:
     """Logits (B, R, V + E) of the quantized embedding; those of the extension vocabulary from exact rows of it."""
     graph = made.graph
     tensors = [embedding.weight.name, embedding.scales.name]
@@ -348,13 +239,3 @@ def _quantized_embedding(config: ModelConfig, quantization: Quantization) -> Qua
     factor = weights.linear_scale(config.hidden_size)
     dims_out = (config.vocab_size,)
     return quantization.matrix("embedding", (EMBEDDING,), config.hidden_size, dims_out, factor, quantization.head_bits)
-
-
-def quantized_attributes(matrix: QuantizedMatrix) -> dict[str, int]:
-    """Attributes of a node that reads a quantized matrix."""
-    return {
-        "bits": matrix.layout.bits,
-        "block_size": matrix.layout.block_size,
-        "in_features": matrix.dim_in,
-        "out_features": matrix.dim_out,
-    }

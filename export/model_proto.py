@@ -1,0 +1,58 @@
+"""Nodes, tensors and functions as one ONNX model: inputs and outputs are the contract with the engine.
+
+Shapes: B sequences, Q new tokens, K keys, R positions that get logits, E extension tokens, P cache rows.
+"""
+
+from __future__ import annotations
+
+import onnx
+from onnx import TensorProto, helper
+
+from cpmbee.config import ModelConfig
+from cpmbee.export.builder import CONTRIB, GraphBuilder
+from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION, bucketed_attention, bucketed_position_bias
+from cpmbee.export.quantized_embedding import quantized_embedding
+from cpmbee.export.quantized_functions import quantized_linear
+
+IR_VERSION = 9  # the oldest supported runtime, 1.18, reads it
+OPSET = 18
+FLOAT = TensorProto.FLOAT
+
+
+def to_model(graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.TensorProto]) -> onnx.ModelProto:
+    """Wrap the nodes with inputs, outputs, functions and ``initializers`` into a model."""
+    caches = [f"{kind}_cache.{n}" for n in range(len(config.attention_layers)) for kind in ("key", "value")]
+    row: list[str | int] = ["P", config.num_attention_heads, config.dim_head]
+    inputs = [
+        _value("input_ids", TensorProto.INT32, ["B", "Q"]),
+        _value("input_subs", TensorProto.INT32, ["B", "Q"]),
+        _value("relation", TensorProto.INT16, ["B", "Q", "K"]),
+        _value("slots", TensorProto.INT32, ["B", "K"]),
+        _value("new_slots", TensorProto.INT32, ["B", "Q"]),
+        _value("logits_index", TensorProto.INT32, ["B", "R"]),
+        _value("ext_ids", TensorProto.INT32, ["E"]),
+        _value("ext_subs", TensorProto.INT32, ["E"]),
+        *(_value(name, FLOAT, row) for name in caches),
+    ]
+    outputs = [
+        _value("logits", FLOAT, ["B", "R", "V_plus_E"]),
+        *(_value(f"present_{name}", FLOAT, row) for name in caches),
+    ]
+    constants = [*graph.constants.values(), *initializers]
+    opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (CONTRIB, 1), (DOMAIN, DOMAIN_VERSION))]
+    functions = [bucketed_position_bias(), bucketed_attention()]
+    if graph.quantized:
+        functions += [quantized_linear(), quantized_embedding(graph.quantized[0].layout.bits)]
+    model: onnx.ModelProto = helper.make_model(
+        helper.make_graph(graph.nodes, "cpmbee", inputs, outputs, initializer=constants),
+        opset_imports=opsets,
+        functions=functions,
+        producer_name="cpmbee",
+        ir_version=IR_VERSION,
+    )
+    return model
+
+
+def _value(name: str, dtype: int, shape: list[str | int]) -> onnx.ValueInfoProto:
+    info: onnx.ValueInfoProto = helper.make_tensor_value_info(name, dtype, shape)
+    return info
