@@ -16,8 +16,9 @@ import torch
 import cpmbee
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, ConfigError, DependencyError, ExportError, VocabularyError
-from cpmbee.export import export, weights
+from cpmbee.export import export, quantize, weights
 from cpmbee.export.onnx_model import OnnxModel
+from cpmbee.export.weights import Precision
 from cpmbee.folder import open_folder
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.model import CpmBee, load_model, save_checkpoint
@@ -153,7 +154,8 @@ def test_onnx_missing_says_which_extra(monkeypatch: pytest.MonkeyPatch) -> None:
         cpmbee.export.export  # noqa: B018
 
 
-def test_memory_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int4"])
+def test_memory_stays_small(precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [f"word{i}" for i in range(20_000)]
     config = tiny_config(
         vocab_size=len(VOCABULARY) + len(words), hidden_size=256, dim_ff=1024, num_attention_heads=8, dim_head=32
@@ -163,6 +165,7 @@ def test_memory_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     save_checkpoint(random_model(config), checkpoint, file_format="safetensors")
     (checkpoint / "vocab.txt").write_text("".join(f"{token}\n" for token in [*VOCABULARY, *words]))
     monkeypatch.setattr(weights, "CHUNK_BYTES", 1 << 20)
+    monkeypatch.setattr(quantize, "PANEL_BYTES", 1 << 18)
 
     def forget_the_vocabulary(stage: str, fraction: float) -> None:
         if fraction == 0:
@@ -170,7 +173,7 @@ def test_memory_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     tracemalloc.start()
     try:
-        report = export(checkpoint, tmp_path / "out", "fp16", verify=False, progress=forget_the_vocabulary)
+        report = export(checkpoint, tmp_path / "out", precision, verify=False, progress=forget_the_vocabulary)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

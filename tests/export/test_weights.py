@@ -66,9 +66,12 @@ def test_overflow_of_fp16_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite_are_found(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_values_that_are_not_finite_are_found(
+    bad: float, dtype: npt.DTypeLike, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(weights, "CHUNK_BYTES", 64)  # several pieces
-    tensor = np.zeros((100, 4), np.float32)
+    tensor = np.full((100, 4), np.finfo(dtype).max, dtype)
     weights.require_finite("w", tensor)
     tensor[77, 2] = bad
     with pytest.raises(CheckpointError, match=r"w: value at \[77, 2\]"):

@@ -1,5 +1,6 @@
 """The checkpoint that the package carries, through export and engine, as its users run it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import cpmbee.model
 from cpmbee.export import demo
 from cpmbee.export.exporter import export
 from cpmbee.train import numerals
-from cpmbee.train.demo import MAX_NEW_TOKENS, vocabulary
+from cpmbee.train.demo import MAX_NEW_TOKENS, vocabulary, write_requests
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,20 @@ def test_at_least_nine_of_ten_held_out_numbers_are_right(engine: cpmbee.Engine) 
 def test_its_vocabulary_is_the_trainers() -> None:
     vocab = (demo.demo_checkpoint() / "vocab.txt").read_text(encoding="utf-8").splitlines()
     assert vocab == vocabulary()
+
+
+def test_its_sample_requests_are_held_out_and_solved(tmp_path: Path) -> None:
+    write_requests(tmp_path / "requests.jsonl")
+    bundled = (demo.demo_checkpoint() / "requests.jsonl").read_text(encoding="utf-8")
+    assert bundled == (tmp_path / "requests.jsonl").read_text(encoding="utf-8")
+    requests = [json.loads(line) for line in bundled.splitlines()]
+    assert len(requests) == 200
+    for request in requests:
+        digits, numeral = request["input"], request["<ans>"]
+        if request["prompt"] == numerals.PROMPTS["digits"]:
+            digits, numeral = numeral, digits
+        assert numerals.from_chinese(numeral) == int(digits)
+        assert numerals.is_held_out(int(digits))
 
 
 def test_the_command_shows_answers_and_speed_and_replaces_its_own_folder(
