@@ -276,12 +276,13 @@ void multiply_by_tiles(const QuantizedMatrix& m, const QuantizedRows& rows, int6
   alignas(kVector) uint8_t expanded[kTileGroups][kPanelInputs * kLanes];
   const int64_t input_panels = (m.padded_inputs() + kPanelInputs - 1) / kPanelInputs;
   const int64_t panel_blocks = (m.blocks() + input_panels - 1) / input_panels;  // about equal panels
-  for (int64_t group = group_begin; group < group_end; group += kTileGroups) {
-    const int64_t groups = std::min(kTileGroups, group_end - group);
-    const int64_t left = std::min(kLanes, m.out_features - (group + groups - 1) * kLanes);
-    const auto lanes = static_cast<__mmask16>((1u << left) - 1u);
-    for (int64_t begin = 0; begin < m.blocks(); begin += panel_blocks) {
-      const int64_t end = std::min(begin + panel_blocks, m.blocks());
+  // Panels of inputs outermost: the activations of one stay in the second-level cache while the groups go by.
+  for (int64_t begin = 0; begin < m.blocks(); begin += panel_blocks) {
+    const int64_t end = std::min(begin + panel_blocks, m.blocks());
+    for (int64_t group = group_begin; group < group_end; group += kTileGroups) {
+      const int64_t groups = std::min(kTileGroups, group_end - group);
+      const int64_t left = std::min(kLanes, m.out_features - (group + groups - 1) * kLanes);
+      const auto lanes = static_cast<__mmask16>((1u << left) - 1u);
       const uint8_t* weights[kTileGroups] = {};
       for (int64_t g = 0; g < groups; ++g) {
         weights[g] = m.group_weight(group + g) + begin * m.block_bytes();
