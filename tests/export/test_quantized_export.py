@@ -209,10 +209,14 @@ def test_altered_numbers_are_found(tmp_path: Path) -> None:
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cpmbee.export import verification
 
-    monkeypatch.setattr(verification, "available_memory", lambda: 1000)
     checkpoint, out = make_folder(tmp_path, precision="int4")
-    report = verify(out, checkpoint)
-    assert {check.name.partition(",")[0] for check in report.checks} == {"files", "source", "weights", "prompt logits"}
+    for available, exact in ((1000, False), (30_000, True)):  # the whole model needs more, one matrix does not
+        monkeypatch.setattr(verification, "available_memory", lambda available=available: available)
+        report = verify(out, checkpoint)
+        names = {check.name for check in report.checks}
+        assert {name.partition(",")[0] for name in names} == {"files", "source", "weights", "prompt logits"}
+        assert ("prompt logits, exact products" in names) is exact
+        assert len(report.notes) == (1 if exact else 2)
 
 
 @pytest.mark.parametrize(
