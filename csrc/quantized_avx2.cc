@@ -73,7 +73,8 @@ KERNEL_TARGET __attribute__((always_inline)) inline void add_products(const uint
 
 namespace cpmbee {
 
-const QuantizedKernels kAvx2Quantized = {"avx2", Isa::avx2, kPanelRows, kPanelRows, kPanelRows, quantize, multiply_groups};
+const QuantizedKernels kAvx2Quantized = {
+    "avx2", Isa::avx2, kPanelRows, kPanelRows, kPanelRows, quantize, multiply_groups};
 
 }  // namespace cpmbee
 

@@ -34,7 +34,8 @@ KERNEL_TARGET void quantize_block(const QuantizedMatrix& m, const ActivationPane
                                   const float* block) {
   const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
   const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  const __m256i even_odd = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+  const __m256i even_odd =
+      _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
   __m256i largest = _mm256_setzero_si256();
   for (int i = 0; i < Block; i += kFloats) {
     const __m256i bits = _mm256_castps_si256(_mm256_loadu_ps(block + i));
@@ -63,8 +64,8 @@ KERNEL_TARGET void quantize_block(const QuantizedMatrix& m, const ActivationPane
 }
 
 template <int Block>
-KERNEL_TARGET void quantize_rows(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel, int64_t begin,
-                                 int64_t end) {
+KERNEL_TARGET void quantize_rows(const QuantizedMatrix& m, const float* rows, const ActivationPanel& panel,
+                                 int64_t begin, int64_t end) {
   for (int64_t r = 0; r < panel.rows; ++r) {
     for (int64_t b = begin; b < end; ++b) {
       const float* block = rows + r * m.in_features + b * Block;
@@ -88,7 +89,8 @@ void quantize(const QuantizedMatrix& m, const float* rows, const ActivationPanel
 
 // The rows of one panel times one group of outputs, 8 of its 16 outputs at a time within each block.
 template <int Bits, int Rows>
-KERNEL_TARGET void multiply_panel(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group, float* result) {
+KERNEL_TARGET void multiply_panel(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group,
+                                  float* result) {
   constexpr int64_t kVectors = kChunk * Bits / 32;  // of a chunk
   const uint8_t* weight = m.group_weight(group);
   const uint16_t* scales = m.group_scales(group);

@@ -53,7 +53,8 @@ KERNEL_TARGET __attribute__((always_inline)) inline void add_products(const uint
 
 namespace cpmbee {
 
-const QuantizedKernels kAvxVnniQuantized = {"avx2-vnni", Isa::avx2, kPanelRows, kPanelRows, kPanelRows, quantize, multiply_groups};
+const QuantizedKernels kAvxVnniQuantized = {
+    "avx2-vnni", Isa::avx2, kPanelRows, kPanelRows, kPanelRows, quantize, multiply_groups};
 
 }  // namespace cpmbee
 

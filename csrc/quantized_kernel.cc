@@ -8,7 +8,7 @@ namespace {
 constexpr int64_t kTinyWork = 1 << 18;      // bytes of weights times rows that take less time than waking a thread
 constexpr int64_t kMostJobBytes = 1 << 18;  // of weights, for few rows: a stream that is worth starting
 constexpr int64_t kLeastJobs = 16;          // unless that makes fewer jobs than these
-constexpr int64_t kJobWork = 1 << 27;       // multiply-adds, for many rows: enough groups to share activations in the cache
+constexpr int64_t kJobWork = 1 << 27;       // multiply-adds, for many rows: groups share activations in the cache
 constexpr int64_t kTinyQuantize = 1 << 15;  // activations that take less time to quantize than waking a thread
 constexpr int64_t kQuantizeJob = 1 << 13;
 constexpr int64_t kSlabRows = 1024;  // rows whose quantized activations exist at one time
@@ -44,8 +44,8 @@ void multiply_slab(const QuantizedMatrix& m, const float* inputs, int64_t rows, 
   });
 
   const int64_t bytes = m.groups() * m.group_bytes();
-  const int64_t worth_a_job = direct ? kMostJobBytes / m.group_bytes() : kJobWork / (kLanes * m.padded_inputs() * rows);
-  const int64_t pairs = std::min(worth_a_job, m.groups() / kLeastJobs) / 2;
+  const int64_t worth = direct ? kMostJobBytes / m.group_bytes() : kJobWork / (kLanes * m.padded_inputs() * rows);
+  const int64_t pairs = std::min(worth, m.groups() / kLeastJobs) / 2;
   const int64_t job_groups = std::max<int64_t>(1, pairs) * 2;  // kernels may take two groups at a time
   executor_if(bytes * rows >= kTinyWork, executor).for_each(ceil_div(m.groups(), job_groups), [&](size_t job) {
     const int64_t begin = job * job_groups;
@@ -69,7 +69,8 @@ QuantizedRows::QuantizedRows(const QuantizedMatrix& matrix, int64_t rows, int64_
 
 ActivationPanel QuantizedRows::panel(int64_t panel) const {
   const int64_t first = first_row(panel);
-  return {values_ + first * inputs_, scales_ + first * blocks_, starts_ + first * blocks_, first_row(panel + 1) - first};
+  const int64_t rows = first_row(panel + 1) - first;
+  return {values_ + first * inputs_, scales_ + first * blocks_, starts_ + first * blocks_, rows};
 }
 
 std::vector<const QuantizedKernels*> available_quantized_kernels() {

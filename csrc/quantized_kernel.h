@@ -4,7 +4,7 @@
 // They lie as [outputs/16][inputs/per vector][16][4] bytes, so that one 64-byte vector holds 16 outputs in its lanes:
 //
 //   8 bits  z = 128, 4 inputs a vector:  byte j of a lane is input 4 * v + j
-//   4 bits  z = 8,   8 inputs a vector:  byte j of a lane is input 8 * v + 2 * j (low nibble) and 8 * v + 2 * j + 1 (high)
+//   4 bits  z = 8,   8 inputs a vector:  byte j of a lane is inputs 8 * v + 2 * j (low nibble) and 8 * v + 2 * j + 1
 //   scales  float16 [outputs/16][blocks][16]
 //
 // Outputs are padded to a multiple of 16 and inputs to a multiple of the block. Each row of activations gets one scale
@@ -60,8 +60,8 @@ struct ActivationPanel {
 // The rows of one call, quantized, in panels of about equal size.
 class QuantizedRows {
  public:
-  // Room for `rows` rows in panels of at most `panel_rows`; `direct`: they are to meet the weights without expansion. The
-  // memory is this thread's, until its next object.
+  // Room for `rows` rows in panels of at most `panel_rows`; `direct`: they are to meet the weights without expansion.
+  // The memory is this thread's, until its next object.
   QuantizedRows(const QuantizedMatrix& matrix, int64_t rows, int64_t panel_rows, bool direct);
 
   bool direct() const { return direct_; }

@@ -101,8 +101,9 @@ class QuantizedLinear final : public Kernel {
 
 Op& quantized_linear() {
   static Op* const op = [] {
-    static Op made(kName, {ort::kFloat32, ort::kUint8, ort::kFloat16}, {ort::kFloat32},
-                   [](const NodeInfo& info) -> std::unique_ptr<Kernel> { return std::make_unique<QuantizedLinear>(info); });
+    static Op made(
+        kName, {ort::kFloat32, ort::kUint8, ort::kFloat16}, {ort::kFloat32},
+        [](const NodeInfo& info) -> std::unique_ptr<Kernel> { return std::make_unique<QuantizedLinear>(info); });
     made.kernel_name = [] { return quantized_kernels(active_isa()).name; };
     return &made;
   }();

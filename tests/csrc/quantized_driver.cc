@@ -35,6 +35,10 @@ struct Case {
     m.block = int64_t{32} << random.integer(0, 2);
     m.in_features = random.chance(0.3) ? random.integer(500, 1500) : random.integer(1, 300);
     m.out_features = random.integer(1, 130);
+    if (random.chance(0.1)) {  // more inputs than are expanded at one time
+      m.in_features = random.integer(2500, 8000);
+      m.out_features = random.integer(1, 40);
+    }
     rows = random.chance(0.5) ? random.integer(1, 8) : random.integer(9, 70);
     weight.resize(m.groups() * m.group_bytes());
     const bool extreme = random.chance(0.2);  // largest and smallest weights: sums that would overflow 16 bits

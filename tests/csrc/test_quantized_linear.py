@@ -24,6 +24,7 @@ SHAPES = [  # (in_features, out_features)
     (129, 100),
     (320, 48),
     (1100, 250),
+    (5300, 20),
 ]
 ROWS = [1, 2, 3, 5, 8, 9, 16, 37]
 every_format = pytest.mark.parametrize(("bits", "block_size"), [(b, s) for b in (4, 8) for s in (32, 64, 128)])
