@@ -9,7 +9,7 @@
 namespace cpmbee {
 namespace {
 
-constexpr int64_t kPanelInputs = 5120;    // of expanded weights: 2 groups of them leave room in the second-level cache
+constexpr int64_t kPanelInputs = 5120;    // of expanded weights: 2 groups leave room in the second-level cache
 constexpr int64_t kTileGroups = 2;
 constexpr int64_t kAhead = 8192;          // bytes fetched ahead: more than arrive while one line is on its way
 static_assert(kPanelInputs % kMaxBlock == 0, "panels must be whole blocks");
