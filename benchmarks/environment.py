@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -67,6 +68,11 @@ def _git(*arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
+def _shown(argument: str) -> str:
+    """A command's argument without the folders that only this machine has."""
+    return re.sub(r"(^|=)/(?:[^/=]*/)*", r"\1", argument)
+
+
 def write_result(name: str, payload: Mapping[str, Any]) -> Path:
     """Keep a measurement in ``benchmarks/results/<name>.json`` together with where it was made.
 
@@ -80,7 +86,7 @@ def write_result(name: str, payload: Mapping[str, Any]) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     record = {
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_shown, sys.argv[1:])]),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),
