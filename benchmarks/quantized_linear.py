@@ -7,8 +7,8 @@ any cache holds, so that few rows show how fast weights are read. ``MatMulNBits`
 the body of our op, which runs where the native kernels are not registered. ``DynamicQuantizeMatMul`` has one scale for
 each output and one for all activations: another quality, the same work. Contenders take turns in one process, on the
 same threads; the median counts. Bytes of weights include their scales. The read bandwidth is that of NumPy's reductions
-(``benchmarks/bandwidth.py``), measured before and after, on as many threads. On a machine that others use, run it with a
-higher priority than theirs: a thread that waits for a core makes all the others wait.
+(``benchmarks/bandwidth.py``), measured before and after, on as many threads. On a machine that others use, run it with
+a higher priority than theirs: a thread that waits for a core makes all the others wait.
 """
 
 from __future__ import annotations

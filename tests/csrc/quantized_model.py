@@ -48,7 +48,7 @@ def random_layer(rng: np.random.Generator, bits: int, block_size: int, in_featur
     values = (numbers.astype(np.float64) - zero_point) * np.repeat(scales.astype(np.float64), block_size, axis=1)
     lanes = numbers.reshape(rows // LANES, LANES, -1, 4 if bits == 8 else 8)
     if bits == 4:
-        lanes = lanes[..., 0::2] | lanes[..., 1::2] << 4
+        lanes = np.bitwise_or(lanes[..., 0::2], np.left_shift(lanes[..., 1::2], 4))
     return Layer(
         bits,
         block_size,

@@ -152,7 +152,7 @@ def test_wrong_inputs_are_refused() -> None:
     layer = random_layer(np.random.default_rng(7), 8, 64, 128, 32)
     session = open_session(linear_model(layer, constants=False), use_native=True)
     x = np.ones((2, 128), np.float32)
-    good = {"weight": layer.weight, "scales": layer.scales}
+    good: dict[str, np.ndarray[Any, Any]] = {"weight": layer.weight, "scales": layer.scales}
     np.testing.assert_allclose(run(session, x, **good), exact(layer, x), rtol=1e-4)
     with pytest.raises(Exception, match=r"QuantizedLinear: x must have the shape \[...,128\], not \[2,127\]"):
         run(session, x[:, 1:], **good)
