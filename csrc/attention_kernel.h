@@ -19,7 +19,7 @@ namespace cpmbee {
 constexpr int64_t kKeyTile = 64;       // keys whose scores exist at one time
 constexpr int64_t kQueryTile = 384;    // queries of one prefill job, at most
 constexpr int64_t kKeyChunk = 128;     // keys of one decode job
-constexpr int64_t kDecodeQueries = 4;  // up to this many queries, reading the cache costs more than computing
+constexpr int64_t kDecodeQueries = 8;  // up to this many queries, reading the cache costs more than computing
 
 // Where a running maximum starts: below every finite score, but its differences are numbers, unlike those of -inf.
 constexpr float kNothingSeen = std::numeric_limits<float>::lowest();

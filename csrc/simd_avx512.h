@@ -37,7 +37,9 @@ SIMD_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }              /
 SIMD_INLINE float sum_lanes(Vec x) { return _mm512_reduce_add_ps(x); }
 SIMD_INLINE float max_lanes(Vec x) { return _mm512_reduce_max_ps(x); }
 
-SIMD_INLINE Vec round_to_integer(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SIMD_INLINE Vec round_to_integer(Vec x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 // x * 2^n for integers n in [-126, 0].
 SIMD_INLINE Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
 // x, but zero where a < b.
