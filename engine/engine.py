@@ -198,6 +198,8 @@ class Engine:
 
     def encode(self, data: Data, examples: Sequence[Data] = ()) -> Prompt:
         """The arrays of a request, as the model reads them."""
+        if not isinstance(examples, (list, tuple)):
+            raise PromptError(f"examples must be a list of dicts, not {type(examples).__name__}")
         return encode_prompt(data, self.tokenizer, examples)
 
     def _request(

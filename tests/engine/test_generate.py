@@ -178,4 +178,6 @@ def test_bad_requests_name_their_place(engine: cpmbee.Engine) -> None:
         engine.generate([REQUESTS[0], {"input": "a"}])
     with pytest.raises(cpmbee.TokenizeError, match=r"request 0: \$\.input"):
         engine.generate([{"input": "a < b", "<ans>": ""}])
+    with pytest.raises(cpmbee.PromptError, match="examples must be a list"):
+        engine.generate(REQUESTS[0], EXAMPLES[0])  # type: ignore[call-overload]
     assert engine.cache_usage.used == 0

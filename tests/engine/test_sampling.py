@@ -24,7 +24,7 @@ def naive(
     total = sum(weights[token] for token in order)
     kept: dict[int, float] = {}
     for token in order:
-        if top_p is not None and kept and sum(kept.values()) >= top_p * total:
+        if top_p is not None and top_p < 1 and kept and sum(kept.values()) >= top_p * total:
             break
         kept[token] = weights[token]
     total = sum(kept.values())
