@@ -63,7 +63,7 @@ def truncated(
         # Tokens below this weight together stay under 1 - top_p: none of them can be needed, and most of the sort goes.
         likely = weights >= (1 - top_p) * total / len(weights)
         tokens, weights = tokens[likely], weights[likely]
-        order = np.argsort(-weights, kind="stable")
+        order = np.argsort(-logits[tokens], kind="stable")
         tokens, weights = tokens[order], weights[order]
         keep = int(np.searchsorted(np.cumsum(weights), top_p * total)) + 1
         tokens, weights = tokens[:keep], weights[:keep]
