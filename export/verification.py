@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 
-STEPS = 6  # cached tokens after each prompt
+STEPS = 4  # cached tokens after each prompt
 CACHE_ROWS = 2048
-COPIES = 3  # of the weights in fp32, the most that comparing everything holds: reference, file, packed for the kernels
+COPIES = 4  # of the weights in fp32, the most that comparing everything holds: reference, widened file, packed file
 REFERENCE, NATIVE, FUNCTIONS = "PyTorch reference", "native kernels", "function bodies"
 
 
