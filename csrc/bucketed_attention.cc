@@ -63,7 +63,7 @@ void append(const AttentionProblem& p, const int32_t* new_slots, float* keys, fl
 class BucketedAttention final : public Kernel {
  public:
   explicit BucketedAttention(const NodeInfo& info)
-      : heads_(info.integer("num_heads")), scale_(info.number("scale")), table_(kName, info, 2) {
+      : heads_(info.integer("num_heads")), scale_(info.number("scale")), table_(kName, info, 2, kLog2E) {
     if (heads_ < 1) {
       throw InvalidInput(std::string(kName) + ": num_heads must be positive, not " + std::to_string(heads_));
     }
@@ -107,7 +107,7 @@ class BucketedAttention final : public Kernel {
     copy_cache(key_cache, present_keys, threads);
     copy_cache(value_cache, present_values, threads);
 
-    p.scale = scale_;
+    p.scale = scale_ * kLog2E;
     p.qkv = qkv.as<float>();
     p.relation = relation.as<int16_t>();
     p.bias = &table;

@@ -12,7 +12,7 @@ constexpr const char* kName = "BucketedPositionBias";
 
 class BucketedPositionBias final : public Kernel {
  public:
-  explicit BucketedPositionBias(const NodeInfo& info) : table_(kName, info, 1) {}
+  explicit BucketedPositionBias(const NodeInfo& info) : table_(kName, info, 1, 1.0f) {}
 
   void compute(const Context& context) const override {
     const SessionThreads threads(context);

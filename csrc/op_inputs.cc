@@ -63,18 +63,19 @@ void require_in_range(const char* op, const char* input, const Tensor& tensor, i
   require_values<int32_t>(op, input, tensor, low, high, executor);
 }
 
-TableInput::TableInput(const char* op, const NodeInfo& info, size_t index) : op_(op), index_(index) {
+TableInput::TableInput(const char* op, const NodeInfo& info, size_t index, float unit)
+    : op_(op), index_(index), unit_(unit) {
   const std::unique_ptr<Tensor> table = info.constant_input(index);
   if (table == nullptr) return;
   require_shape(op_, "table", *table, {-1, -1}, "[N,H]");
-  constant_.emplace(table->as<float>(), table->dims[0], table->dims[1]);
+  constant_.emplace(table->as<float>(), table->dims[0], table->dims[1], unit);
 }
 
 const BiasTable& TableInput::get(const Context& context, BiasTable& storage) const {
   if (constant_) return *constant_;
   const Tensor table = context.input(index_);
   require_shape(op_, "table", table, {-1, -1}, "[N,H]");
-  storage = BiasTable(table.as<float>(), table.dims[0], table.dims[1]);
+  storage = BiasTable(table.as<float>(), table.dims[0], table.dims[1], unit_);
   return storage;
 }
 
