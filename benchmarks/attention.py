@@ -72,6 +72,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.one[0], case, arguments.threads)))
         return
     print("| work | " + " | ".join(IMPLEMENTATIONS) + " |\n|---|" + "---:|" * len(IMPLEMENTATIONS))
+    load_before = os.getloadavg()[0]  # more than a little, and the times of several threads say nothing
     results = []
     for case in CASES:
         row = {name: measure_in_process(name, case, arguments.threads) for name in IMPLEMENTATIONS}
@@ -80,7 +81,8 @@ def main() -> None:
     print(f"\nFastest time, rate (GFLOP/s in prefill, GB/s in decode), peak memory. {arguments.threads} threads.")
     if not arguments.no_write:
         kernel = native.kernels()["BucketedAttention"]
-        write_result("attention", {"threads": arguments.threads, "kernel": kernel, "cases": results})
+        facts = {"threads": arguments.threads, "kernel": kernel, "load_before": load_before}
+        write_result("attention", {**facts, "cases": results})
 
 
 def cell(result: dict[str, Any]) -> str:

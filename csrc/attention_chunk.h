@@ -61,7 +61,7 @@ bool sees_any(const AttentionProblem& p, int64_t b, int64_t k, int64_t count) {
   int16_t best = -1;
   for (int64_t q = 0; q < p.queries; ++q) {
     const int16_t* relation = p.relation_row(b, q) + k;
-    for (int64_t j = 0; j < count; ++j) best = std::max(best, relation[j]);
+    for (int64_t j = 0; j < count; ++j) best = relation[j] > best ? relation[j] : best;
   }
   return best >= 0;
 }

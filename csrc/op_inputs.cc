@@ -5,15 +5,16 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 16;  // elements that one thread checks at a time
 
-// Is every element in [low, high]? Written so that the compiler vectorizes it.
+// Is every element in [low, high]? gcc vectorizes this, but not with std::min and std::max, which return references.
 template <class T>
 bool all_in_range(const T* values, int64_t count, int64_t low, int64_t high) {
   if (count == 0) return true;
   T smallest = values[0];
   T largest = values[0];
   for (int64_t i = 0; i < count; ++i) {
-    smallest = std::min(smallest, values[i]);
-    largest = std::max(largest, values[i]);
+    const T value = values[i];
+    smallest = value < smallest ? value : smallest;
+    largest = value > largest ? value : largest;
   }
   return smallest >= low && largest <= high;
 }
