@@ -95,26 +95,35 @@ class Scheduler:
 
     def _reserve(self, request: Request, *, wait: bool) -> bool:
         """Promise a request the rows it may come to need, those of examples that have to be read included."""
-        missing = {}
-        for example in request.examples:
-            if example.key in request.example_rows:
-                continue
-            rows = self.examples.borrow(example.key)
-            if rows is None:
-                missing[example.key] = len(example.indices)
-            else:
-                request.example_rows[example.key] = rows
-        wanted = request.own_tokens + request.answer_rows + sum(missing.values())
+        with self._pool.lock:
+            while (missing := self._try_reserve(request)) is not None:
+                if not wait:
+                    return False
+                self._pool.wait(missing)
+        return True
+
+    def _try_reserve(self, request: Request) -> int | None:
+        """Reserve, borrowing examples that are there; if there is no room, borrow nothing and say how much it takes.
+
+        A request that waits must not hold examples: two of them could keep each other from being served.
+        """
         owner = None
+        wanted = request.own_tokens + request.answer_rows
         try:
-            owner = self._pool.reserve(wanted, wait=wait)
+            for key, size in {example.key: len(example.indices) for example in request.examples}.items():
+                rows = self.examples.borrow(key)
+                if rows is None:
+                    wanted += size
+                else:
+                    request.example_rows[key] = rows
+            owner = self._pool.reserve(wanted)
         finally:
             if owner is None:
                 self._give_back_examples(request)
         if owner is None:
-            return False
+            return wanted
         request.owner, request.reserved = owner, wanted
-        return True
+        return None
 
     def _read_examples(self, request: Request, runner: Runner) -> None:
         """Compute the examples of a request that nobody has computed before."""
