@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, TextIO
 from cpmbee.engine import Engine
 from cpmbee.errors import CacheFullError, ConfigError, CpmBeeError, PromptError, TokenizeError
 from cpmbee.generation_config import GenerationConfig
+from cpmbee.json_file import NOT_JSON
 from cpmbee.progress import ProgressBar
 from cpmbee.results import GenerationResult
 
@@ -124,7 +125,7 @@ def _requests(argument: str) -> Iterator[Line]:
         return _read_jsonl(argument)
     try:
         data = json.loads(argument)
-    except ValueError as error:
+    except NOT_JSON as error:
         raise ConfigError(f"the request is not JSON ({error})") from None
     if not isinstance(data, dict):
         raise ConfigError('the request must be a JSON object, such as {"input": "...", "<ans>": ""}')
@@ -149,7 +150,7 @@ def _parse(name: str, file: BinaryIO) -> Iterator[Line]:
                 continue
             try:
                 data = json.loads(raw.decode("utf-8"))
-            except ValueError as error:
+            except NOT_JSON as error:
                 raise PromptError(f"{name}, line {number}: not JSON ({error})") from None
             if not isinstance(data, dict):
                 raise PromptError(f"{name}, line {number}: expected a JSON object")

@@ -6,7 +6,6 @@ else is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError
+from cpmbee.json_file import read_json_object
 from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.model.saving import save_checkpoint
 from cpmbee.model.tensor_files import Array, TensorFile, needs_torch, numpy_dtype, open_tensor_file
@@ -184,10 +184,7 @@ def _find_weights(folder: Path) -> Path:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> shard file name, every shard inside the index's folder."""
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: not an index of a sharded checkpoint") from None
+    weight_map = read_json_object(path, "the index of a sharded checkpoint", CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: weight_map must be an object that names the shard of each tensor")
     for name, shard in weight_map.items():

@@ -66,6 +66,7 @@ def test_standard_input_and_stream(
     ("line", "message"),
     [
         ("nonsense", "line 2: not JSON"),
+        pytest.param("[" * 200_000, "line 2: not JSON", id="nested too deep"),
         ("[1]", "line 2: expected a JSON object"),
         ('{"input": "a"}', "line 2: "),
         ('{"input": "a < b", "<ans>": ""}', r"line 2: $.input"),

@@ -159,6 +159,7 @@ def test_prompt_longer_than_the_cache(engine: cpmbee.Engine) -> None:
         ({"beam_size": True}, "beam_size"),
         ({"repetition_penalty": 0}, "repetition_penalty must be a number of more than 0"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
+        ({"temperature": 10**400}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
