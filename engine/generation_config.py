@@ -45,7 +45,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _check_int("beam_size", self.beam_size, 1, MAX_BEAMS)
         _check_int("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 1e4, exclusive=True)
+        _check_float("repetition_penalty", self.repetition_penalty, 1e-4, 1e4)
         if self.repetition_window is not None:
             _check_int("repetition_window", self.repetition_window, 1, MAX_NEW_TOKENS)
         if self.temperature is not None:

@@ -39,21 +39,20 @@ class Scheduler:
         self._max_sequences = max_sequences
         self.examples = ExampleRows(pool)
 
+    def check(self, request: Request) -> None:
+        """Raise `CacheFullError` for a request that would not fit if it were the only one."""
+        self._pool.check(len(request.prompt) + 1 + request.answer_rows)
+
     def run(self, requests: list[Request]) -> Generator[None, None, None]:
-        """Carry out requests, in order as far as rows allow; yields after every step.
+        """Carry out requests that passed `check`, in order as far as rows allow; yields after every step.
 
         Setting ``cancelled`` on a request between two steps ends it. Closing the iterator ends all of them; whatever
         happens, all rows are returned.
 
         Raises:
-            CacheFullError: a request does not fit; raised here, before anything runs.
+            CacheFullError: the calling thread's own streams hold what a request needs.
         """
-        for request in requests:
-            self._pool.check(len(request.prompt) + 1 + request.answer_rows)
-        return self._run(deque(requests))
-
-    def _run(self, waiting: deque[Request]) -> Generator[None, None, None]:
-        active: list[Request] = []
+        waiting, active = deque(requests), list[Request]()
         try:
             with self._backend.runner() as runner:
                 batch = StepBatch(runner, self._pool, self._builder)

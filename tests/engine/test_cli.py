@@ -96,6 +96,8 @@ def test_a_bad_line_is_named_and_nothing_is_written(
         ["[1, 2]"],
         ["{}", "--stream", "--output", "x"],
         ["{}", "--batch-size", "0"],
+        ["{}", "--threads", "-1"],
+        ["{}", "--cache-tokens", "many"],
     ],
 )
 def test_wrong_use(small_folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
