@@ -36,6 +36,7 @@ _STANDARD_NAMES = (
     "pytorch_model.bin",
 )
 _VOCABULARY_NAMES = ("vocab.txt", "vocabs/bee.txt", "bee.txt")
+_NAME_BYTES = 255  # of a file, on any system
 _ROWS = 4096  # of the tied head compared at a time
 
 
@@ -190,8 +191,10 @@ def _read_index(path: Path) -> dict[str, str]:
     for name, shard in weight_map.items():
         # A plain file name: no separator of any system, no drive, not the folder itself.
         plain = isinstance(shard, str) and not set(shard) & set("/\\:\0") and shard not in ("", ".", "..")
-        if not plain or not shard.endswith(WEIGHT_SUFFIXES):
-            raise CheckpointError(f"{path}: shard {shard!r} of {name} is not a weight file's name in this folder")
+        if not plain or not shard.endswith(WEIGHT_SUFFIXES) or len(shard.encode("utf-8", "replace")) > _NAME_BYTES:
+            raise CheckpointError(
+                f"{path}: shard {str(shard)[:80]!r} of {name} is not a weight file's name in this folder"
+            )
     return weight_map
 
 
