@@ -7,6 +7,7 @@ namespace cpmbee {
 namespace {
 
 constexpr int kValueRows = 8;  // value rows added up at one time
+constexpr int kAhead = 128;    // floats; sixteen rows at a time are more than a hardware prefetcher follows well
 
 size_t chunk_scratch_floats(const AttentionProblem& p) {
   return p.queries * p.row_size() + p.queries * p.heads * kKeyTile;  // scaled queries, scores
@@ -20,7 +21,10 @@ SIMD_INLINE Vec multiply_keys(const float* query, const float* const* keys, int6
   for (; d + kWidth <= dim; d += kWidth) {
     const Vec x = load(query + d);
 #pragma GCC unroll 16
-    for (int j = 0; j < kWidth; ++j) sums[j] = fma(x, load(keys[j] + offset + d), sums[j]);
+    for (int j = 0; j < kWidth; ++j) {
+      __builtin_prefetch(keys[j] + offset + d + kAhead);
+      sums[j] = fma(x, load(keys[j] + offset + d), sums[j]);
+    }
   }
   if (d < dim) {
     const Vec x = load_first(query + d, dim - d);
@@ -37,7 +41,10 @@ SIMD_INLINE void add_values(float* context, const float* weights, const float* c
   for (; d + kWidth <= dim; d += kWidth) {
     Vec sum = load(context + d);
 #pragma GCC unroll 8
-    for (int j = 0; j < kValueRows; ++j) sum = fma(broadcast(weights[j]), load(values[j] + offset + d), sum);
+    for (int j = 0; j < kValueRows; ++j) {
+      __builtin_prefetch(values[j] + offset + d + kAhead);
+      sum = fma(broadcast(weights[j]), load(values[j] + offset + d), sum);
+    }
     store(context + d, sum);
   }
   if (d < dim) {
@@ -54,7 +61,7 @@ bool sees_any(const AttentionProblem& p, int64_t b, int64_t k, int64_t count) {
   int16_t best = -1;
   for (int64_t q = 0; q < p.queries; ++q) {
     const int16_t* relation = p.relation_row(b, q) + k;
-    for (int64_t j = 0; j < count; ++j) best = std::max(best, relation[j]);
+    for (int64_t j = 0; j < count; ++j) best = relation[j] > best ? relation[j] : best;
   }
   return best >= 0;
 }

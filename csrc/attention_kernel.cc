@@ -71,7 +71,7 @@ void merge(const AttentionPartial* chunks, int64_t num_chunks, int64_t entry, in
   std::fill(context, context + dim_head, 0.0f);
   float sum = 0.0f;
   for (int64_t c = 0; c < num_chunks; ++c) {
-    const float weight = std::exp(chunks[c].max[entry] - max);
+    const float weight = std::exp2(chunks[c].max[entry] - max);
     const float* part = chunks[c].context + entry * dim_head;
     sum += weight * chunks[c].sum[entry];
     for (int64_t d = 0; d < dim_head; ++d) context[d] += weight * part[d];
@@ -114,12 +114,12 @@ void attend_by_key_chunk(const AttentionProblem& p, const AttentionKernels& kern
 
 }  // namespace
 
-BiasTable::BiasTable(const float* table, int64_t buckets, int64_t heads)
-    : buckets_(buckets), heads_(heads), values_(heads * (buckets + 1)) {
+BiasTable::BiasTable(const float* table, int64_t buckets, int64_t heads, float unit)
+    : buckets_(buckets), heads_(heads), values_(heads * (buckets + 1 + 2 * kMargin)) {
   for (int64_t h = 0; h < heads; ++h) {
-    float* row = &values_[h * (buckets + 1)];
+    float* row = values_.data() + h * stride() + kMargin;
     row[0] = -std::numeric_limits<float>::infinity();
-    for (int64_t r = 0; r < buckets; ++r) row[1 + r] = table[r * heads + h];
+    for (int64_t r = 0; r < buckets; ++r) row[1 + r] = table[r * heads + h] * unit;
   }
 }
 

@@ -19,27 +19,34 @@ namespace cpmbee {
 constexpr int64_t kKeyTile = 64;       // keys whose scores exist at one time
 constexpr int64_t kQueryTile = 384;    // queries of one prefill job, at most
 constexpr int64_t kKeyChunk = 128;     // keys of one decode job
-constexpr int64_t kDecodeQueries = 4;  // up to this many queries, reading the cache costs more than computing
+constexpr int64_t kDecodeQueries = 8;  // up to this many queries, reading the cache costs more than computing
 
 // Where a running maximum starts: below every finite score, but its differences are numbers, unlike those of -inf.
 constexpr float kNothingSeen = std::numeric_limits<float>::lowest();
 
+// Scores are kept in units of log2(e), so that their exponentials are powers of two.
+constexpr float kLog2E = 1.44269504f;
+
 // The bias table by head, so that one head's lookups stay close together; relation -1 finds -inf.
 class BiasTable {
  public:
+  static constexpr int64_t kMargin = 16;  // floats that may be read, without meaning, before -1 and after the end
+
   BiasTable() = default;
-  // `table` is (buckets, heads).
-  BiasTable(const float* table, int64_t buckets, int64_t heads);
+  // `table` is (buckets, heads); each bias is multiplied with `unit`.
+  BiasTable(const float* table, int64_t buckets, int64_t heads, float unit = 1.0f);
 
   int64_t buckets() const { return buckets_; }
   int64_t heads() const { return heads_; }
   // head(h)[r] for r = -1 .. buckets - 1.
-  const float* head(int64_t h) const { return values_.data() + h * (buckets_ + 1) + 1; }
+  const float* head(int64_t h) const { return values_.data() + h * stride() + kMargin + 1; }
 
  private:
+  int64_t stride() const { return buckets_ + 1 + 2 * kMargin; }
+
   int64_t buckets_ = 0;
   int64_t heads_ = 0;
-  std::vector<float> values_;  // (heads, 1 + buckets)
+  std::vector<float> values_;  // (heads, margin, -inf, buckets, margin)
 };
 
 // Inputs, already validated, and the output.
@@ -49,10 +56,10 @@ struct AttentionProblem {
   int64_t keys = 0;
   int64_t heads = 0;
   int64_t dim_head = 0;
-  float scale = 1.0f;
+  float scale = 1.0f;                 // of q.k, log2(e) included
   const float* qkv = nullptr;         // (batch, queries, 3, heads, dim_head); only q is read
   const int16_t* relation = nullptr;  // (batch, queries, keys)
-  const BiasTable* bias = nullptr;
+  const BiasTable* bias = nullptr;     // in units of log2(e)
   const int32_t* slots = nullptr;      // (batch, keys)
   const float* key_cache = nullptr;    // (rows, heads, dim_head)
   const float* value_cache = nullptr;  // (rows, heads, dim_head)
@@ -70,8 +77,8 @@ struct AttentionProblem {
 
 // A softmax-weighted sum over some of the keys, not yet divided by `sum`; one entry per (query, head).
 struct AttentionPartial {
-  float* max;      // (queries, heads): largest score, or kNothingSeen
-  float* sum;      // (queries, heads): of exp(score - max)
+  float* max;      // (queries, heads): largest score, in units of log2(e), or kNothingSeen
+  float* sum;      // (queries, heads): of 2^(score - max)
   float* context;  // (queries, heads, dim_head)
 };
 

@@ -34,7 +34,7 @@ void attend_query(const AttentionProblem& p, int64_t b, int64_t h, int64_t q, fl
 
   float sum = 0.0f;
   for (int64_t k = 0; k < p.keys; ++k) {
-    const float weight = std::exp(scores[k] - max);
+    const float weight = std::exp2(scores[k] - max);
     if (weight == 0.0f) continue;
     const float* value = p.value_cache + slots[k] * p.row_size() + h * p.dim_head;
     sum += weight;

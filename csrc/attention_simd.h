@@ -12,20 +12,18 @@ namespace {
 
 constexpr int kRows = 6;  // rows (queries, or heads in decode) that are worked on at one time; fewer than kWidth
 
-// exp(x) for x <= 0 to 2 ulp (Cephes' polynomial); zero below -87.3, where the result would be subnormal; NaN stays.
-SIMD_INLINE Vec exp_nonpositive(Vec x) {
-  const Vec lowest = broadcast(-87.3365447504f);
+// 2^x for x <= 0 to 2e-7; zero below -126, where the result would be subnormal; NaN stays.
+SIMD_INLINE Vec exp2_nonpositive(Vec x) {
+  const Vec lowest = broadcast(-126.0f);
   const Vec y = max(lowest, x);
-  const Vec n = round_to_integer(mul(y, broadcast(1.44269504088896341f)));
-  Vec r = fma(n, broadcast(-0.693359375f), y);
-  r = fma(n, broadcast(2.12194440e-4f), r);
-  Vec p = broadcast(1.9875691500e-4f);
-  p = fma(p, r, broadcast(1.3981999507e-3f));
-  p = fma(p, r, broadcast(8.3334519073e-3f));
-  p = fma(p, r, broadcast(4.1665795894e-2f));
-  p = fma(p, r, broadcast(1.6666665459e-1f));
-  p = fma(p, r, broadcast(5.0000001201e-1f));
-  p = add(fma(p, mul(r, r), r), broadcast(1.0f));
+  const Vec n = round_to_integer(y);
+  const Vec f = sub(y, n);
+  Vec p = broadcast(1.326472731e-3f);  // least relative error on [-0.5, 0.5] among those that are 1 at 0
+  p = fma(p, f, broadcast(9.671512991e-3f));
+  p = fma(p, f, broadcast(5.550733581e-2f));
+  p = fma(p, f, broadcast(2.402224243e-1f));
+  p = fma(p, f, broadcast(6.931470037e-1f));
+  p = fma(p, f, broadcast(1.0f));
   return zero_where_less(scale_by_power(p, n), x, lowest);
 }
 
@@ -48,7 +46,7 @@ SIMD_INLINE const int16_t* whole_tile(const int16_t* relation, int64_t count, in
   return padded;
 }
 
-// Turns q.k of `rows` rows with the keys of one tile into weights exp(score - running max), in place, and updates each
+// Turns q.k of `rows` rows with the keys of one tile into weights 2^(score - running max), in place, and updates each
 // row's running max and sum. factors[r] is what everything that row r accumulated before must be multiplied with.
 // A max that starts at kNothingSeen rather than -inf makes rows that see no key come out as zeros without a branch.
 SIMD_INLINE void weigh(int64_t rows, float* scores, const int16_t* const* relation, const float* const* bias,
@@ -69,7 +67,7 @@ SIMD_INLINE void weigh(int64_t rows, float* scores, const int16_t* const* relati
   }
   const Vec before = load_first(maxima, rows);
   const Vec now = max(before, load(tops));
-  const Vec factor = exp_nonpositive(sub(before, now));
+  const Vec factor = exp2_nonpositive(sub(before, now));
   store_first(maxima, now, rows);
   store_first(factors, factor, rows);
   for (int64_t r = 0; r < rows; ++r) {
@@ -78,7 +76,7 @@ SIMD_INLINE void weigh(int64_t rows, float* scores, const int16_t* const* relati
     Vec total = zero();
 #pragma GCC unroll 8
     for (int i = 0; i < kVectors; ++i) {
-      const Vec weight = exp_nonpositive(sub(load(row + i * kWidth), row_max));
+      const Vec weight = exp2_nonpositive(sub(load(row + i * kWidth), row_max));
       store(row + i * kWidth, weight);
       total = add(total, weight);
     }

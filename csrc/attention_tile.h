@@ -60,64 +60,70 @@ MultiplyPanel choose_panel(int64_t rows, int64_t vectors) {
   return vectors == 2 ? multiply_rows<2>(rows) : multiply_rows<1>(rows);
 }
 
-// Keys of one tile to (panels, dim_head, kPanel): for each of dim_head numbers, the keys side by side.
-SIMD_TARGET void pack_keys(const float* const (&rows)[kKeyTile], int64_t dim_head, float* packed) {
+// Rows (kKeyTile, dim_head) to (panels, dim_head, kPanel): for each of dim_head numbers, the keys side by side.
+SIMD_TARGET void pack_keys(const float* rows, int64_t dim_head, float* packed) {
   for (int64_t j = 0; j < kKeyTile; j += kWidth) {
     float* column = packed + j / kPanel * kPanel * dim_head + j % kPanel;
     Vec block[kWidth];
     int64_t d = 0;
     for (; d + kWidth <= dim_head; d += kWidth) {
 #pragma GCC unroll 16
-      for (int i = 0; i < kWidth; ++i) block[i] = load(rows[j + i] + d);
+      for (int i = 0; i < kWidth; ++i) block[i] = load(rows + (j + i) * dim_head + d);
       transpose(block);
 #pragma GCC unroll 16
       for (int i = 0; i < kWidth; ++i) store(column + (d + i) * kPanel, block[i]);
     }
     if (d < dim_head) {
-      for (int i = 0; i < kWidth; ++i) block[i] = load_first(rows[j + i] + d, dim_head - d);
+      for (int i = 0; i < kWidth; ++i) block[i] = load_first(rows + (j + i) * dim_head + d, dim_head - d);
       transpose(block);
       for (int64_t i = 0; d + i < dim_head; ++i) store(column + (d + i) * kPanel, block[i]);
     }
   }
 }
 
-// Values of one tile to (panels, kKeyTile, kPanel); the last vector is filled up with zeros.
-SIMD_TARGET void pack_values(const float* const (&rows)[kKeyTile], int64_t dim_head, float* packed) {
-  for (int64_t j = 0; j < kKeyTile; ++j) {
-    int64_t d = 0;
-    for (; d + kWidth <= dim_head; d += kWidth) {
-      store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load(rows[j] + d));
-    }
-    if (d < dim_head) {
-      store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load_first(rows[j] + d, dim_head - d));
-    }
+// One row of values to its place in (panels, kKeyTile, kPanel); the last vector is filled up with zeros.
+SIMD_INLINE void pack_value(const float* row, int64_t j, int64_t dim_head, float* packed) {
+  int64_t d = 0;
+  for (; d + kWidth <= dim_head; d += kWidth) {
+    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load(row + d));
+  }
+  if (d < dim_head) {
+    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load_first(row + d, dim_head - d));
   }
 }
 
-// The cache rows of a tile's keys, as pointers. Past the end the last one is repeated: those weights will be zero.
-void find_rows(const AttentionProblem& p, int64_t b, int64_t h, int64_t k_begin, int64_t count, const float* cache,
-               const float* (&rows)[kKeyTile]) {
-  const int32_t* slots = p.slots + b * p.keys + k_begin;
-  for (int64_t j = 0; j < kKeyTile; ++j) {
-    rows[j] = cache + slots[std::min(j, count - 1)] * p.row_size() + h * p.dim_head;
-  }
-}
-
-// Cache rows lie far apart, where no hardware prefetcher looks: ask for those of keys [begin, end).
-void prefetch_rows(const AttentionProblem& p, int64_t b, int64_t h, int64_t begin, int64_t end) {
+// Copies keys [begin, end) of the tile that starts at key `first`, and their values, out of the cache: keys as rows
+// (kKeyTile, dim_head), values packed. Past the end the last key is repeated: those weights will be zero.
+//
+// Cache rows lie far apart, often a power of two apart, where they push each other out of the processor's caches. So
+// they are fetched a few at a time, while the tile before is computed, and the next few are asked for in advance.
+SIMD_TARGET void fetch_rows(const AttentionProblem& p, int64_t b, int64_t h, int64_t first, int64_t begin, int64_t end,
+                            float* keys, float* values) {
   const int32_t* slots = p.slots + b * p.keys;
-  for (int64_t k = begin; k < std::min(end, p.keys); ++k) {
-    const int64_t row = slots[k] * p.row_size() + h * p.dim_head;
+  const auto row_of = [&](int64_t j) { return slots[std::min(first + j, p.keys - 1)] * p.row_size() + h * p.dim_head; };
+  for (int64_t j = end; j < std::min(2 * end - begin, kKeyTile); ++j) {
     for (int64_t d = 0; d < p.dim_head; d += kLineFloats) {
-      __builtin_prefetch(p.key_cache + row + d, 0, 2);
-      __builtin_prefetch(p.value_cache + row + d, 0, 2);
+      __builtin_prefetch(p.key_cache + row_of(j) + d);
+      __builtin_prefetch(p.value_cache + row_of(j) + d);
     }
   }
+  for (int64_t j = begin; j < end; ++j) {
+    copy_scaled(keys + j * p.dim_head, p.key_cache + row_of(j), p.dim_head, 1.0f);
+    pack_value(p.value_cache + row_of(j), j, p.dim_head, values);
+  }
+}
+
+// The first key of the next tile after the one at `k` that some query sees, or `keys` when there is none.
+int64_t next_tile(const uint8_t* key_tiles, int64_t k, int64_t keys) {
+  do {
+    k += kKeyTile;
+  } while (k < keys && !key_tiles[k / kKeyTile]);
+  return std::min(k, keys);
 }
 
 size_t tile_scratch_floats(const AttentionProblem& p) {
-  return kQueryTile * p.dim_head + kQueryTile * padded_dim(p.dim_head)  // queries, context
-         + kKeyTile * p.dim_head + kKeyTile * padded_dim(p.dim_head);   // keys, values
+  return kQueryTile * (p.dim_head + padded_dim(p.dim_head))       // queries, context
+         + kKeyTile * (2 * p.dim_head + 2 * padded_dim(p.dim_head));  // keys as rows and packed, values of two tiles
 }
 
 SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
@@ -125,8 +131,10 @@ SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, in
   const int64_t dim = p.dim_head;
   const int64_t wide = padded_dim(dim);
   float* keys = scratch;
-  float* values = keys + kKeyTile * dim;
-  float* contexts = values + kKeyTile * wide;
+  float* next_keys = keys + kKeyTile * dim;
+  float* values = next_keys + kKeyTile * dim;
+  float* next_values = values + kKeyTile * wide;
+  float* contexts = next_values + kKeyTile * wide;
   float* queries = contexts + kQueryTile * wide;
   const float* const head_bias = p.bias->head(h);
   const float* const bias[kRows] = {head_bias, head_bias, head_bias, head_bias, head_bias, head_bias};
@@ -138,19 +146,19 @@ SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, in
   std::fill(contexts, contexts + num_queries * wide, 0.0f);
   for (int64_t q = 0; q < num_queries; ++q) copy_scaled(queries + q * dim, p.query(b, q_begin + q, h), dim, p.scale);
 
-  for (int64_t k = 0; k < p.keys; k += kKeyTile) {
-    if (!key_tiles[k / kKeyTile]) continue;
+  int64_t k = next_tile(key_tiles, -kKeyTile, p.keys);
+  if (k < p.keys) fetch_rows(p, b, h, k, 0, kKeyTile, next_keys, next_values);
+  while (k < p.keys) {
     const int64_t count = std::min(kKeyTile, p.keys - k);
-    const float* rows[kKeyTile];
-    find_rows(p, b, h, k, count, p.key_cache, rows);
-    pack_keys(rows, dim, keys);
-    find_rows(p, b, h, k, count, p.value_cache, rows);
-    pack_values(rows, dim, values);
+    const int64_t next = next_tile(key_tiles, k, p.keys);
+    pack_keys(next_keys, dim, keys);
+    std::swap(values, next_values);
 
     for (int64_t q = 0; q < num_queries; q += kRows) {
       const int64_t n = std::min<int64_t>(kRows, num_queries - q);
-      const int64_t next = k + kKeyTile;
-      prefetch_rows(p, b, h, next + kKeyTile * q / num_queries, next + kKeyTile * (q + n) / num_queries);
+      if (next < p.keys) {
+        fetch_rows(p, b, h, next, kKeyTile * q / num_queries, kKeyTile * (q + n) / num_queries, next_keys, next_values);
+      }
       alignas(64) float scores[kRows * kKeyTile];
       for (int64_t j = 0; j < kKeyTile; j += kPanel) {
         choose_panel(n, kPanelVectors)(dim, queries + q * dim, dim, keys + j * dim, scores + j, kKeyTile, nullptr);
@@ -169,9 +177,11 @@ SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, in
       weigh(n, scores, relation, bias, maxima + q, sums + q, factors);
       for (int64_t d = 0; d < dim; d += kPanel) {
         const int64_t vectors = std::min<int64_t>(kPanelVectors, (dim - d + kWidth - 1) / kWidth);
-        choose_panel(n, vectors)(count, scores, kKeyTile, values + d * kKeyTile, contexts + q * wide + d, wide, factors);
+        float* context = contexts + q * wide + d;
+        choose_panel(n, vectors)(count, scores, kKeyTile, values + d * kKeyTile, context, wide, factors);
       }
     }
+    k = next;
   }
   for (int64_t q = 0; q < num_queries; ++q) {
     const float inverse = sums[q] == 0.0f ? 0.0f : 1.0f / sums[q];

@@ -63,8 +63,10 @@ void append(const AttentionProblem& p, const int32_t* new_slots, float* keys, fl
 class BucketedAttention final : public Kernel {
  public:
   explicit BucketedAttention(const NodeInfo& info)
-      : heads_(info.integer("num_heads")), scale_(info.number("scale")), table_(kName, info, 2) {
-    if (heads_ < 1) throw InvalidInput(std::string(kName) + ": num_heads must be positive, not " + std::to_string(heads_));
+      : heads_(info.integer("num_heads")), scale_(info.number("scale")), table_(kName, info, 2, kLog2E) {
+    if (heads_ < 1) {
+      throw InvalidInput(std::string(kName) + ": num_heads must be positive, not " + std::to_string(heads_));
+    }
   }
 
   void compute(const Context& context) const override {
@@ -92,8 +94,8 @@ class BucketedAttention final : public Kernel {
     require_shape(kName, "slots", slots, {p.batch, p.keys}, "[B,K]");
     require_shape(kName, "new_slots", new_slots, {p.batch, p.queries}, "[B,Q]");
     if (table.heads() != heads_) {
-      throw InvalidInput(std::string(kName) + ": table must have " + std::to_string(heads_) + " columns, one a head, not " +
-                         std::to_string(table.heads()));
+      throw InvalidInput(std::string(kName) + ": table must have " + std::to_string(heads_) +
+                         " columns, one a head, not " + std::to_string(table.heads()));
     }
     require_in_range(kName, "relation", relation, -1, table.buckets() - 1, threads);
     require_in_range(kName, "slots", slots, 0, rows - 1, threads);
@@ -105,7 +107,7 @@ class BucketedAttention final : public Kernel {
     copy_cache(key_cache, present_keys, threads);
     copy_cache(value_cache, present_values, threads);
 
-    p.scale = scale_;
+    p.scale = scale_ * kLog2E;
     p.qkv = qkv.as<float>();
     p.relation = relation.as<int16_t>();
     p.bias = &table;
@@ -134,21 +136,21 @@ OrtStatus* ORT_CALL infer_shapes(const OrtCustomOp*, OrtShapeInferContext* conte
   return nullptr;
 }
 
+// Each cache's output may take over its input's buffer.
 size_t ORT_CALL may_inplace(int** inputs, int** outputs) {
-  *inputs = new int[2]{kKeyCache, kValueCache};
-  *outputs = new int[2]{1, 2};
+  static int from[] = {kKeyCache, kValueCache};
+  static int to[] = {1, 2};
+  *inputs = from;
+  *outputs = to;
   return 2;
 }
 
-void ORT_CALL release_may_inplace(int* inputs, int* outputs) {
-  delete[] inputs;
-  delete[] outputs;
-}
+void ORT_CALL release_may_inplace(int*, int*) {}
 
 Op* make_op() {
   using namespace ort;
-  static Op op(kName, {kFloat32, kInt16, kFloat32, kInt32, kInt32, kFloat32, kFloat32}, {kFloat32, kFloat32, kFloat32},
-               [](const NodeInfo& info) -> std::unique_ptr<Kernel> { return std::make_unique<BucketedAttention>(info); });
+  static Op op(kName, {kFloat32, kInt16, kFloat32, kInt32, kInt32, kFloat32, kFloat32},
+               {kFloat32, kFloat32, kFloat32}, make_kernel<BucketedAttention>);
   op.InferOutputShapeFn = infer_shapes;
   op.GetMayInplace = may_inplace;
   op.ReleaseMayInplace = release_may_inplace;

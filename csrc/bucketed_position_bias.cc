@@ -12,7 +12,7 @@ constexpr const char* kName = "BucketedPositionBias";
 
 class BucketedPositionBias final : public Kernel {
  public:
-  explicit BucketedPositionBias(const NodeInfo& info) : table_(kName, info, 1) {}
+  explicit BucketedPositionBias(const NodeInfo& info) : table_(kName, info, 1, 1.0f) {}
 
   void compute(const Context& context) const override {
     const SessionThreads threads(context);
@@ -46,8 +46,7 @@ class BucketedPositionBias final : public Kernel {
 }  // namespace
 
 Op& bucketed_position_bias() {
-  static Op op(kName, {ort::kInt16, ort::kFloat32}, {ort::kFloat32},
-               [](const NodeInfo& info) -> std::unique_ptr<Kernel> { return std::make_unique<BucketedPositionBias>(info); });
+  static Op op(kName, {ort::kInt16, ort::kFloat32}, {ort::kFloat32}, make_kernel<BucketedPositionBias>);
   return op;
 }
 

@@ -97,6 +97,11 @@ class Kernel {
   virtual void compute(const Context& context) const = 0;
 };
 
+template <class K>
+std::unique_ptr<Kernel> make_kernel(const NodeInfo& info) {
+  return std::make_unique<K>(info);
+}
+
 // One op: what the runtime asks about it, and how to make its kernel. Lives until the process ends.
 class Op : public OrtCustomOp {
  public:

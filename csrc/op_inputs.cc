@@ -5,15 +5,16 @@ namespace {
 
 constexpr int64_t kBlock = 1 << 16;  // elements that one thread checks at a time
 
-// Is every element in [low, high]? Written so that the compiler vectorizes it.
+// Is every element in [low, high]? gcc vectorizes this, but not with std::min and std::max, which return references.
 template <class T>
 bool all_in_range(const T* values, int64_t count, int64_t low, int64_t high) {
   if (count == 0) return true;
   T smallest = values[0];
   T largest = values[0];
   for (int64_t i = 0; i < count; ++i) {
-    smallest = std::min(smallest, values[i]);
-    largest = std::max(largest, values[i]);
+    const T value = values[i];
+    smallest = value < smallest ? value : smallest;
+    largest = value > largest ? value : largest;
   }
   return smallest >= low && largest <= high;
 }
@@ -63,18 +64,19 @@ void require_in_range(const char* op, const char* input, const Tensor& tensor, i
   require_values<int32_t>(op, input, tensor, low, high, executor);
 }
 
-TableInput::TableInput(const char* op, const NodeInfo& info, size_t index) : op_(op), index_(index) {
+TableInput::TableInput(const char* op, const NodeInfo& info, size_t index, float unit)
+    : op_(op), index_(index), unit_(unit) {
   const std::unique_ptr<Tensor> table = info.constant_input(index);
   if (table == nullptr) return;
   require_shape(op_, "table", *table, {-1, -1}, "[N,H]");
-  constant_.emplace(table->as<float>(), table->dims[0], table->dims[1]);
+  constant_.emplace(table->as<float>(), table->dims[0], table->dims[1], unit);
 }
 
 const BiasTable& TableInput::get(const Context& context, BiasTable& storage) const {
   if (constant_) return *constant_;
   const Tensor table = context.input(index_);
   require_shape(op_, "table", table, {-1, -1}, "[N,H]");
-  storage = BiasTable(table.as<float>(), table.dims[0], table.dims[1]);
+  storage = BiasTable(table.as<float>(), table.dims[0], table.dims[1], unit_);
   return storage;
 }
 

@@ -34,7 +34,8 @@ void require_in_range(const char* op, const char* input, const Tensor& tensor, i
 // The bias table input: rearranged once when the model file holds it as a constant, else in every call.
 class TableInput {
  public:
-  TableInput(const char* op, const NodeInfo& info, size_t index);
+  // Each bias is multiplied with `unit`.
+  TableInput(const char* op, const NodeInfo& info, size_t index, float unit);
 
   // The table of this call; `storage` holds it if it is not constant.
   const BiasTable& get(const Context& context, BiasTable& storage) const;
@@ -42,6 +43,7 @@ class TableInput {
  private:
   const char* op_;
   size_t index_;
+  float unit_;
   std::optional<BiasTable> constant_;
 };
 

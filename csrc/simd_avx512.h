@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "attention_kernel.h"
+
 #define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
 #define SIMD_INLINE SIMD_TARGET __attribute__((always_inline)) inline
 
@@ -37,7 +39,9 @@ SIMD_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }              /
 SIMD_INLINE float sum_lanes(Vec x) { return _mm512_reduce_add_ps(x); }
 SIMD_INLINE float max_lanes(Vec x) { return _mm512_reduce_max_ps(x); }
 
-SIMD_INLINE Vec round_to_integer(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SIMD_INLINE Vec round_to_integer(Vec x) {
+  return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 // x * 2^n for integers n in [-126, 0].
 SIMD_INLINE Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
 // x, but zero where a < b.
@@ -45,10 +49,15 @@ SIMD_INLINE Vec zero_where_less(Vec x, Vec a, Vec b) {
   return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ), x);
 }
 
-// bias[relation[i]]. Far keys and other segments have one bucket for long stretches, and a gather is slow.
+// bias[relation[i]]. Keys side by side mostly have buckets side by side, and a gather is slow: where all buckets are
+// within 15 of the first one, the 32 floats around that one are a table in two registers.
 SIMD_INLINE Vec look_up(const float* bias, const int16_t* relation) {
+  const int first = relation[0] - (BiasTable::kMargin - 1);
   const __m256i rows = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(relation));
-  if (_mm256_cmpeq_epi16_mask(rows, _mm256_set1_epi16(relation[0])) == 0xffff) return broadcast(bias[relation[0]]);
+  const __m256i near = _mm256_sub_epi16(rows, _mm256_set1_epi16(static_cast<int16_t>(first)));
+  if (_mm256_cmplt_epu16_mask(near, _mm256_set1_epi16(32)) == 0xffff) {
+    return _mm512_permutex2var_ps(load(bias + first), _mm512_cvtepu16_epi32(near), load(bias + first + 16));
+  }
   return _mm512_i32gather_ps(_mm512_cvtepi16_epi32(rows), bias, sizeof(float));
 }
 

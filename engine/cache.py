@@ -7,6 +7,7 @@ single rows inside a reservation cannot fail.
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from cpmbee.errors import CacheFullError
 
 Rows = npt.NDArray[np.int32]
+PATIENCE = 1.0  # seconds of waiting for rows before it is worth looking for garbage
 KEPT = 0  # the owner of rows that are kept for later requests and can be given up
 
 
@@ -36,6 +38,7 @@ class CachePool:
         self._changed = threading.Condition(self.lock)
         self._free = list(range(capacity, 0, -1))  # low rows first, so that untouched memory stays untouched
         self._reserved: Counter[int] = Counter()  # owner -> rows; an owner is a thread, or KEPT
+        self._waiting: dict[int, int] = {}  # owner -> rows that it waits for
         self._evict: Callable[[int], None] | None = None
 
     @property
@@ -60,37 +63,46 @@ class CachePool:
                 f"{self.capacity}; shorten it, lower max_new_tokens, or load the engine with cache_tokens={rows}"
             )
 
-    def reserve(self, rows: int, *, wait: bool) -> int | None:
-        """Promise rows to the calling thread.
-
-        Args:
-            rows: how many.
-            wait: block until other threads give rows back; False returns at once.
+    def reserve(self, rows: int) -> int | None:
+        """Promise rows to the calling thread, giving up kept rows if it takes that.
 
         Returns:
             The owner to name in `unreserve`, or None when there is no room now.
 
         Raises:
-            CacheFullError: waiting would be forever: too many rows, or this thread itself holds what it waits for.
+            CacheFullError: there never will be.
         """
         self.check(rows)
         owner = threading.get_ident()
-        with self._changed:
-            while (missing := self.reserved + rows - self.capacity) > 0:
-                if self._evict is not None:
-                    self._evict(missing)
-                if self.reserved + rows <= self.capacity:
-                    break
-                if not wait:
-                    return None
-                if self.reserved == self._reserved[owner] + self._reserved[KEPT]:
-                    raise CacheFullError(
-                        f"the request needs {rows} cache rows and {self.capacity - self.reserved} of {self.capacity} "
-                        "are free; finish or close the stream that holds the others"
-                    )
-                self._changed.wait()
+        with self.lock:
+            missing = self.reserved + rows - self.capacity
+            if missing > 0 and self._evict is not None:
+                self._evict(missing)
+            if self.reserved + rows > self.capacity:
+                return None
             self._reserved[owner] += rows
         return owner
+
+    def wait(self, rows: int) -> None:
+        """Block until promises are taken back; for a caller who has held `lock` since ``rows`` found no room.
+
+        Raises:
+            CacheFullError: waiting would be for ever, because whoever holds rows waits for some, too.
+        """
+        owner = threading.get_ident()
+        self._waiting[owner] = rows
+        try:
+            room = self.capacity - self.reserved
+            holders = [holder for holder, held in self._reserved.items() if held and holder != KEPT]
+            if all(self._waiting.get(holder, 0) > room for holder in holders):
+                raise CacheFullError(
+                    f"the request needs {rows} cache rows and {room} of {self.capacity} are free; "
+                    "finish or close the streams that hold the others"
+                )
+            if not self._changed.wait(PATIENCE):
+                gc.collect()  # rows may belong to a stream that nobody can reach, but that a reference cycle keeps
+        finally:
+            del self._waiting[owner]
 
     def keep(self, owner: int, rows: int) -> None:
         """Turn a part of a reservation into rows that are kept for later requests."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import traceback
@@ -46,7 +48,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us, who then wants to see nothing
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # better than failing over a character of an answer
+    try:
+        code = _dispatch([argument for argument in arguments if argument != "--debug"])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:
+            _discard_output()
+        if isinstance(error, BrokenPipeError):  # whoever read the output has gone, and knows
+            return EXIT_FAILED
+        if debug:
+            traceback.print_exc()
+        else:
+            print(f"cpmbee: {_one_line(error)}", file=sys.stderr)
+        return EXIT_FAILED
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_usage(), file=sys.stdout if arguments else sys.stderr)
         return EXIT_DONE if arguments else EXIT_USAGE
@@ -57,28 +82,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command is None:
         print(f"cpmbee: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
         return EXIT_USAGE
-    return _run(command, arguments[1:], debug)
-
-
-def _run(command: Command, arguments: list[str], debug: bool) -> int:
+    module, _, function = command.entry.partition(":")
     try:
-        module, _, function = command.entry.partition(":")
-        code: int = getattr(import_module(module), function)(arguments)
-        sys.stdout.flush()
+        code: int = getattr(import_module(module), function)(arguments[1:])
     except SystemExit as stop:  # argparse: help, or wrong use
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
-    except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has gone; Python would complain again when it exits
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        else:
-            print(f"cpmbee: {_one_line(error)}", file=sys.stderr)
-        return EXIT_FAILED
     return code
+
+
+def _discard_output() -> None:
+    """Forget what standard output cannot take; Python would try once more when it exits, and complain again."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:
@@ -86,8 +101,8 @@ def _one_line(error: Exception) -> str:
         return " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
         return _missing_module(error.name)
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror is not None:
+        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text} (--debug shows where)"
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from cpmbee.engine import Engine
-from cpmbee.errors import CacheFullError, ConfigError, CpmBeeError, PromptError, TokenizeError
+from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.generation_config import GenerationConfig
+from cpmbee.json_file import NOT_JSON
 from cpmbee.progress import ProgressBar
 from cpmbee.results import GenerationResult
 
@@ -69,12 +70,22 @@ def main(argv: list[str]) -> int:
             done = 0
             while batch := list(islice(lines, arguments.batch_size)):
                 for result in _generate(engine, batch, examples, options):
-                    print(json.dumps(asdict(result), ensure_ascii=False), file=out)
+                    print(_json_line(result, out), file=out)
                 out.flush()
                 done += len(batch)
                 if arguments.output is not None:
                     progress(f"{done} requests", 1.0)
     return 0
+
+
+def _json_line(result: GenerationResult, out: TextIO) -> str:
+    """One result as JSON, readable as far as the output's encoding goes: lone surrogates, for one, have no UTF-8."""
+    line = json.dumps(asdict(result), ensure_ascii=False)
+    try:
+        line.encode(out.encoding)
+    except UnicodeEncodeError:
+        return json.dumps(asdict(result))
+    return line
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--examples", metavar="FILE", help="JSON Lines of in-context examples for every request")
     add("--stream", action="store_true", help="write plain text as it comes")
     add("--batch-size", type=_positive, default=16, metavar="N", help="requests that run together (16)")
-    add("--threads", type=int, default=0, metavar="N", help="threads; 0 is one for each physical core")
-    add("--cache-tokens", type=int, default=0, metavar="N", help="tokens that all requests at a time may have")
+    add("--threads", type=_not_negative, default=0, metavar="N", help="threads; 0 is one for each physical core")
+    add("--cache-tokens", type=_not_negative, default=0, metavar="N", help="tokens of all requests at a time")
     add("--verify-hashes", action="store_true", help="check the weights file, however large it is")
     group = parser.add_argument_group("generation (defaults: the model's generation_config.json)")
     add = group.add_argument
@@ -108,10 +119,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return number
+    return _at_least(1, text)
+
+
+def _not_negative(text: str) -> int:
+    return _at_least(0, text)
+
+
+def _at_least(least: int, text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if (number := int(text)) >= least:
+            return number
+    raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
 
 
 def _requests(argument: str) -> Iterator[Line]:
@@ -124,7 +143,7 @@ def _requests(argument: str) -> Iterator[Line]:
         return _read_jsonl(argument)
     try:
         data = json.loads(argument)
-    except ValueError as error:
+    except NOT_JSON as error:
         raise ConfigError(f"the request is not JSON ({error})") from None
     if not isinstance(data, dict):
         raise ConfigError('the request must be a JSON object, such as {"input": "...", "<ans>": ""}')
@@ -138,6 +157,8 @@ def _read_jsonl(name: str) -> Iterator[Line]:
         PromptError: a line is not a JSON object; names it.
     """
     if name == "-":
+        if sys.stdin is None:
+            raise PromptError("standard input is closed; give a request or a file")
         return _parse("standard input", sys.stdin.buffer)
     return _parse(name, open(name, "rb"))
 
@@ -149,7 +170,7 @@ def _parse(name: str, file: BinaryIO) -> Iterator[Line]:
                 continue
             try:
                 data = json.loads(raw.decode("utf-8"))
-            except ValueError as error:
+            except NOT_JSON as error:
                 raise PromptError(f"{name}, line {number}: not JSON ({error})") from None
             if not isinstance(data, dict):
                 raise PromptError(f"{name}, line {number}: expected a JSON object")
@@ -159,15 +180,13 @@ def _parse(name: str, file: BinaryIO) -> Iterator[Line]:
 def _generate(
     engine: Engine, batch: list[Line], examples: list[dict[str, Any]], options: dict[str, Any]
 ) -> list[GenerationResult]:
-    for line in batch:  # encoded once more than needed, so that an error can name the line
-        try:
-            engine.encode(line.data, examples)
-        except (PromptError, TokenizeError) as error:
-            raise type(error)(f"{line.source}{error}") from None
     try:
         return engine.generate([line.data for line in batch], examples, **options)
-    except CacheFullError as error:
-        raise CacheFullError(f"{batch[0].source}{error}") from None
+    except CpmBeeError as error:
+        if error.request is None:
+            raise
+        reason = str(error).removeprefix(f"request {error.request}: ")
+        raise type(error)(f"{batch[error.request].source}{reason}") from None
 
 
 def _stream(engine: Engine, line: Line, examples: list[dict[str, Any]], options: dict[str, Any]) -> None:
@@ -186,13 +205,26 @@ def _stream(engine: Engine, line: Line, examples: list[dict[str, Any]], options:
 
 @contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that takes its name only when it is complete."""
+    """Standard output, or a file that takes its name only when it is complete.
+
+    A device or a pipe is written to as it is: a file must not take its place.
+    """
     if path is None:
         yield sys.stdout
         return
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # not the name of a file nobody asked for
     try:
         with open(handle, "w", encoding="utf-8") as file:
             yield file

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from cpmbee.errors import ConfigError
+from cpmbee.json_file import read_json_object
 
 # The research code's name of a field -> ours, which is Hugging Face's.
 ORIGINAL_NAMES = {
@@ -29,6 +29,7 @@ _POSITIVE = (
     "position_bias_max_distance",
 )
 _LIMIT = 1 << 24  # no field of a real model comes near it; keeps products inside int64
+_LAYER_LIMIT = 1 << 12
 
 
 @dataclass(frozen=True)
@@ -69,12 +70,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            value = getattr(self, name)
-            if type(value) is not int or not 0 < value <= _LIMIT:
-                raise ConfigError(f"config: {name} must be an integer from 1 to {_LIMIT}, not {value!r}")
+            value, limit = getattr(self, name), _LAYER_LIMIT if name == "num_hidden_layers" else _LIMIT
+            if type(value) is not int or not 0 < value <= limit:
+                raise ConfigError(f"config: {name} must be an integer from 1 to {limit}, not {value!r}")
         for name in ("eps", "distance_scale"):
             value = getattr(self, name)
-            if type(value) not in (int, float) or not math.isfinite(value) or value <= 0:
+            if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:  # an int may be larger
                 raise ConfigError(f"config: {name} must be a positive number, not {value!r}")
         if type(self.dropout_p) not in (int, float) or not 0 <= self.dropout_p < 1:
             raise ConfigError(f"config: dropout_p must be in [0, 1), not {self.dropout_p!r}")
@@ -153,14 +154,7 @@ class ModelConfig:
         Raises:
             ConfigError: the file is absent, not JSON, or not a model's configuration; names the file.
         """
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot read the model configuration ({error.strerror})") from None
-        except ValueError as error:
-            raise ConfigError(f"{path}: not JSON ({error})") from None
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path}: expected a JSON object")
+        raw = read_json_object(Path(path), "the model configuration", ConfigError)
         try:
             return cls.from_dict(raw)
         except ConfigError as error:

@@ -12,7 +12,7 @@ from cpmbee.answers import AnswerWriter
 from cpmbee.cache import CachePool
 from cpmbee.config import ModelConfig
 from cpmbee.encoding import Data, Prompt
-from cpmbee.errors import PromptError, TokenizeError, VocabularyError
+from cpmbee.errors import CacheFullError, PromptError, TokenizeError, VocabularyError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.prompt import encode_prompt
 from cpmbee.request import Request, make_request
@@ -198,6 +198,8 @@ class Engine:
 
     def encode(self, data: Data, examples: Sequence[Data] = ()) -> Prompt:
         """The arrays of a request, as the model reads them."""
+        if not isinstance(examples, (list, tuple)):
+            raise PromptError(f"examples must be a list of dicts, not {type(examples).__name__}")
         return encode_prompt(data, self.tokenizer, examples)
 
     def _request(
@@ -207,10 +209,13 @@ class Engine:
         try:
             prompt = self.encode(data, examples)
             request = make_request(prompt, index, self.tokenizer, self._backend.config, config)
-        except (PromptError, TokenizeError) as error:
+            self._scheduler.check(request)
+        except (CacheFullError, PromptError, TokenizeError) as error:
             if single:
                 raise
-            raise type(error)(f"request {index}: {error}") from None
+            located = type(error)(f"request {index}: {error}")
+            located.request = index
+            raise located from None
         request.encode_seconds = time.perf_counter() - start
         return request
 

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 
 class CpmBeeError(Exception):
-    """Base of all errors raised by cpmbee."""
+    """Base of all errors raised by cpmbee.
+
+    Attributes:
+        request: where one request of several is at fault, its index in the call.
+    """
+
+    request: int | None = None
 
 
 class TokenizeError(CpmBeeError, ValueError):

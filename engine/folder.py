@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import mmap
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from cpmbee.config import ModelConfig
 from cpmbee.errors import ModelFolderError
 from cpmbee.external_data import external_data
 from cpmbee.generation_config import GenerationConfig
+from cpmbee.json_file import read_json_object
 
 MANIFEST = "engine.json"
 FORMAT = "cpmbee-onnx"
@@ -77,18 +77,13 @@ def open_folder(path: str | Path, *, verify_hashes: bool = False) -> ModelFolder
     config = ModelConfig.from_file(folder / "config.json")
     _check_cache(folder, manifest, config)
     defaults = GenerationConfig.from_file(folder / "generation_config.json")
-    return ModelFolder(folder, config, defaults, manifest.get("precision", {}))
+    return ModelFolder(folder, config, defaults, manifest["precision"])
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelFolderError(f"{path}: cannot be read ({error.strerror}); is this an exported model?") from None
-    except ValueError as error:
-        raise ModelFolderError(f"{path}: not JSON ({error})") from None
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_json_object(path, "the manifest of an exported model", ModelFolderError)
+    if manifest.get("format") != FORMAT:
         raise ModelFolderError(f"{path}: not the manifest of an exported model")
     version = manifest.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -99,6 +94,9 @@ def _manifest(folder: Path) -> dict[str, Any]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):
         raise ModelFolderError(f"{path}: files must map names to size and sha256")
+    precision = manifest.get("precision")
+    if not isinstance(precision, dict) or not all(isinstance(kind, str) for kind in precision.values()):
+        raise ModelFolderError(f"{path}: precision must map groups of tensors to types")
     if missing := [name for name in _REQUIRED if name not in files]:
         raise ModelFolderError(f"{path}: does not list {', '.join(missing)}")
     return manifest
@@ -115,7 +113,11 @@ def _check_inside(folder: Path, name: str, source: str) -> None:
     if not name or name in (".", "..") or re.search(r"[/\\:\0]", name):
         raise ModelFolderError(f"{folder / source}: names the file {name!r}, which is not inside the folder")
     path = folder / name
-    if path.is_symlink() and path.resolve().parent != folder.resolve():
+    try:
+        leads_out = path.is_symlink() and path.resolve().parent != folder.resolve()
+    except (OSError, RuntimeError):  # a name that is too long; links in a circle
+        raise ModelFolderError(f"{folder / source}: names the file {name[:80]!r}, which cannot be opened") from None
+    if leads_out:
         raise ModelFolderError(f"{path}: a link that leads out of the folder; copy the file here")
 
 
@@ -144,15 +146,12 @@ def _check_graph(folder: Path, files: Mapping[str, Any]) -> None:
     path = folder / "model.onnx"
     if not path.stat().st_size:
         raise ModelFolderError(f"{path}: empty")
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        memoryview(content) as view,
-    ):
-        try:
-            tensors = set(external_data(view))
-        except ModelFolderError as error:
-            raise ModelFolderError(f"{path}: {error}") from None
+    with path.open("rb") as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # not closed here: an error may still look at it
+    try:
+        tensors = set(external_data(memoryview(content)))
+    except ModelFolderError as error:
+        raise ModelFolderError(f"{path}: {error}") from None
     for location, end in tensors:
         _check_inside(folder, location, path.name)
         if location not in files:

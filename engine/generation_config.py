@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from cpmbee.errors import ConfigError
+from cpmbee.json_file import read_json_object
 
 MAX_BEAMS = 64
 MAX_NEW_TOKENS = 1 << 20
@@ -46,7 +45,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         _check_int("beam_size", self.beam_size, 1, MAX_BEAMS)
         _check_int("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 1e4, exclusive=True)
+        _check_float("repetition_penalty", self.repetition_penalty, 1e-4, 1e4)
         if self.repetition_window is not None:
             _check_int("repetition_window", self.repetition_window, 1, MAX_NEW_TOKENS)
         if self.temperature is not None:
@@ -86,14 +85,7 @@ class GenerationConfig:
         Raises:
             ConfigError: the file cannot be read or holds an option that does not exist; names the file.
         """
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot read the generation defaults ({error.strerror})") from None
-        except ValueError as error:
-            raise ConfigError(f"{path}: not JSON ({error})") from None
-        if not isinstance(raw, dict):
-            raise ConfigError(f"{path}: expected a JSON object")
+        raw = read_json_object(Path(path), "the generation defaults", ConfigError)
         try:
             return cls().updated(**raw)
         except ConfigError as error:
@@ -120,7 +112,7 @@ def _check_int(name: str, value: object, low: int, high: int) -> None:
 
 
 def _check_float(name: str, value: object, low: float, high: float, *, exclusive: bool = False) -> None:
-    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not valid or not low <= value <= high or (exclusive and value == low):  # type: ignore[operator]
+    valid = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not valid or (exclusive and value == low):
         bound = f"more than {low:g}" if exclusive else f"at least {low:g}"
         raise ConfigError(f"{name} must be a number of {bound} and at most {high:g}, not {value!r}")

@@ -9,6 +9,8 @@ from cpmbee.generation_config import GenerationConfig
 from cpmbee.search import Float32, SingleSearch, TokenSpace
 from cpmbee.sequence import Sequence
 
+NEGLIGIBLE = 40.0  # weights below exp(-40) of the largest are 0: all of a vocabulary together stay under 1e-12
+
 
 class SamplingSearch(SingleSearch):
     """Temperature, then the ``top_k`` likeliest, then of those the fewest that reach ``top_p``.
@@ -49,18 +51,19 @@ def truncated(
         top_k: keep that many, ties to the lower token; None for all.
         top_p: keep the fewest whose share of what ``top_k`` left reaches it; None for all.
     """
-    tokens = np.arange(len(logits))
-    if top_k is not None and top_k < len(logits):
-        kth = np.partition(logits, len(logits) - top_k)[len(logits) - top_k]
-        (tokens,) = np.nonzero(logits >= kth)
+    largest = logits.max()
+    (tokens,) = np.nonzero(logits >= largest - NEGLIGIBLE * temperature)
+    if top_k is not None and top_k < len(tokens):
+        kth = np.partition(logits[tokens], -top_k)[-top_k]
+        tokens = tokens[logits[tokens] >= kth]  # more than k where tokens tie: a stable sort of few settles that
         tokens = tokens[np.argsort(-logits[tokens], kind="stable")[:top_k]]
-    weights = np.exp((logits[tokens].astype(np.float64) - logits.max()) / temperature)
+    weights = np.exp((logits[tokens].astype(np.float64) - largest) / temperature)
     if top_p is not None and top_p < 1:
         total = weights.sum()
         # Tokens below this weight together stay under 1 - top_p: none of them can be needed, and most of the sort goes.
         likely = weights >= (1 - top_p) * total / len(weights)
         tokens, weights = tokens[likely], weights[likely]
-        order = np.argsort(-weights, kind="stable")
+        order = np.argsort(-logits[tokens], kind="stable")
         tokens, weights = tokens[order], weights[order]
         keep = int(np.searchsorted(np.cumsum(weights), top_p * total)) + 1
         tokens, weights = tokens[:keep], weights[:keep]

@@ -39,21 +39,20 @@ class Scheduler:
         self._max_sequences = max_sequences
         self.examples = ExampleRows(pool)
 
+    def check(self, request: Request) -> None:
+        """Raise `CacheFullError` for a request that would not fit if it were the only one."""
+        self._pool.check(len(request.prompt) + 1 + request.answer_rows)
+
     def run(self, requests: list[Request]) -> Generator[None, None, None]:
-        """Carry out requests, in order as far as rows allow; yields after every step.
+        """Carry out requests that passed `check`, in order as far as rows allow; yields after every step.
 
         Setting ``cancelled`` on a request between two steps ends it. Closing the iterator ends all of them; whatever
         happens, all rows are returned.
 
         Raises:
-            CacheFullError: a request does not fit; raised here, before anything runs.
+            CacheFullError: the calling thread's own streams hold what a request needs.
         """
-        for request in requests:
-            self._pool.check(len(request.prompt) + 1 + request.answer_rows)
-        return self._run(deque(requests))
-
-    def _run(self, waiting: deque[Request]) -> Generator[None, None, None]:
-        active: list[Request] = []
+        waiting, active = deque(requests), list[Request]()
         try:
             with self._backend.runner() as runner:
                 batch = StepBatch(runner, self._pool, self._builder)
@@ -95,26 +94,35 @@ class Scheduler:
 
     def _reserve(self, request: Request, *, wait: bool) -> bool:
         """Promise a request the rows it may come to need, those of examples that have to be read included."""
-        missing = {}
-        for example in request.examples:
-            if example.key in request.example_rows:
-                continue
-            rows = self.examples.borrow(example.key)
-            if rows is None:
-                missing[example.key] = len(example.indices)
-            else:
-                request.example_rows[example.key] = rows
-        wanted = request.own_tokens + request.answer_rows + sum(missing.values())
+        with self._pool.lock:
+            while (missing := self._try_reserve(request)) is not None:
+                if not wait:
+                    return False
+                self._pool.wait(missing)
+        return True
+
+    def _try_reserve(self, request: Request) -> int | None:
+        """Reserve, borrowing examples that are there; if there is no room, borrow nothing and say how much it takes.
+
+        A request that waits must not hold examples: two of them could keep each other from being served.
+        """
         owner = None
+        wanted = request.own_tokens + request.answer_rows
         try:
-            owner = self._pool.reserve(wanted, wait=wait)
+            for key, size in {example.key: len(example.indices) for example in request.examples}.items():
+                rows = self.examples.borrow(key)
+                if rows is None:
+                    wanted += size
+                else:
+                    request.example_rows[key] = rows
+            owner = self._pool.reserve(wanted)
         finally:
             if owner is None:
                 self._give_back_examples(request)
         if owner is None:
-            return False
+            return wanted
         request.owner, request.reserved = owner, wanted
-        return True
+        return None
 
     def _read_examples(self, request: Request, runner: Runner) -> None:
         """Compute the examples of a request that nobody has computed before."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from itertools import groupby
 
@@ -13,7 +15,8 @@ from cpmbee.results import GenerationResult, Piece
 class Stream(Iterator[Piece]):
     """Pieces of the answers of one request, in order; ends when the answers do.
 
-    Close it, or leave its ``with`` block, to stop early; the rows it holds are returned then.
+    Close it (from any thread), or leave its ``with`` block, to stop early; the rows it holds are returned then, and
+    also when nothing refers to it any more.
     """
 
     def __init__(
@@ -29,10 +32,22 @@ class Stream(Iterator[Piece]):
         self._make_result = result
         self._result: GenerationResult | None = None
         self._sent = 0
-        self._pieces = self._generate()
+        self._lock = threading.RLock()
+        # Not a generator over ``self``: that would be a cycle, and an abandoned stream would keep its rows until the
+        # garbage collector happens to run.
+        self._pending: deque[Piece] = deque()
 
     def __next__(self) -> Piece:
-        return next(self._pieces)
+        with self._lock:
+            while not self._pending:
+                if self._result is not None:
+                    raise StopIteration
+                for _ in self._steps:
+                    self._pending.extend(self._new_pieces())
+                    break
+                else:
+                    self._finish()
+            return self._pending.popleft()
 
     def __enter__(self) -> Stream:
         return self
@@ -53,15 +68,11 @@ class Stream(Iterator[Piece]):
 
     def close(self) -> None:
         """Stop; the result is what has been written so far."""
-        if self._result is None:
-            self._request.cancelled = True
-            self._pieces.close()
-            self._finish()
-
-    def _generate(self) -> Generator[Piece, None, None]:
-        for _ in self._steps:
-            yield from self._new_pieces()
-        self._finish()
+        self._request.cancelled = True
+        with self._lock:
+            self._pending.clear()
+            if self._result is None:
+                self._finish()
 
     def _finish(self) -> None:
         self._steps.close()

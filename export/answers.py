@@ -15,7 +15,7 @@ from cpmbee.results import GenerationResult
 from cpmbee.runner import Backend, Runner
 
 BEAM_SIZES = {"greedy": 1, "beam": 3}
-NEW_TOKENS = 8
+NEW_TOKENS = 6
 TRIALS = 4  # noisy runs of the reference that have to agree before a difference counts as an error
 
 Answers = dict[str, list[GenerationResult]]

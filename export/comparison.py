@@ -85,9 +85,8 @@ def replay(
             tally[call.kind] = tally.get(call.kind, 0) + 1
     checks = []
     for kind, found in errors.items():
-        detail = (
-            f"against the {reference}: largest difference {max(found):.1e} of the logits' range, {len(found)} calls"
-        )
+        calls_made = f"{len(found)} call{'s' if len(found) > 1 else ''}"
+        detail = f"against the {reference}: largest difference {max(found):.1e} of the logits' range, {calls_made}"
         if kind in wrong:
             detail += f"; {wrong[kind]} likeliest tokens differ"
         if kind in undecided:

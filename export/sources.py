@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CheckpointError
+from cpmbee.errors import CheckpointError, ConfigError
 from cpmbee.export.weights import require_finite
 from cpmbee.model.checkpoint import open_checkpoint
 from cpmbee.model.lora import LoraDelta, read_lora
@@ -147,9 +147,11 @@ def open_source(
     Raises:
         CheckpointError: the checkpoint or the delta cannot be read or do not fit together; or a delta was given for a
             live model.
-        ConfigError: ``config.json`` is missing or wrong.
+        ConfigError: ``config.json`` is missing or wrong; or an alpha was given without a delta.
         DependencyError: the format needs a package that is not installed.
     """
+    if lora is None and lora_alpha is not None:
+        raise ConfigError("an alpha was given, but no LoRA delta that it could belong to")
     if isinstance(checkpoint, str | Path):
         delta = lora if lora is None or isinstance(lora, LoraDelta) else read_lora(lora, lora_alpha)
         return CheckpointSource(checkpoint, delta)

@@ -44,11 +44,11 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 
-STEPS = 6  # cached tokens after each prompt
+STEPS = 4  # cached tokens after each prompt
 CACHE_ROWS = 2048
 LARGE_MODEL_BYTES = 256 << 20  # of fp32 weights, from which on an exact product takes its time
 EXACT_COPIES = 5  # of the largest matrix in fp32, while its numbers become a matrix for an exact product
-COPIES = 3  # of the weights in fp32, the most that comparing everything holds: reference, file, packed for the kernels
+COPIES = 4  # of the weights in fp32, the most that comparing everything holds: reference, widened file, packed file
 REFERENCE, NATIVE, FUNCTIONS = "PyTorch reference", "native kernels", "function bodies"
 
 

@@ -6,7 +6,6 @@ else is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ import numpy as np
 
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError
+from cpmbee.json_file import read_json_object
 from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.model.saving import save_checkpoint
 from cpmbee.model.tensor_files import Array, TensorFile, needs_torch, numpy_dtype, open_tensor_file
@@ -36,6 +36,7 @@ _STANDARD_NAMES = (
     "pytorch_model.bin",
 )
 _VOCABULARY_NAMES = ("vocab.txt", "vocabs/bee.txt", "bee.txt")
+_NAME_BYTES = 255  # of a file, on any system
 _ROWS = 4096  # of the tied head compared at a time
 
 
@@ -184,17 +185,16 @@ def _find_weights(folder: Path) -> Path:
 
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor name -> shard file name, every shard inside the index's folder."""
-    try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{path}: not an index of a sharded checkpoint") from None
+    weight_map = read_json_object(path, "the index of a sharded checkpoint", CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: weight_map must be an object that names the shard of each tensor")
     for name, shard in weight_map.items():
         # A plain file name: no separator of any system, no drive, not the folder itself.
         plain = isinstance(shard, str) and not set(shard) & set("/\\:\0") and shard not in ("", ".", "..")
-        if not plain or not shard.endswith(WEIGHT_SUFFIXES):
-            raise CheckpointError(f"{path}: shard {shard!r} of {name} is not a weight file's name in this folder")
+        if not plain or not shard.endswith(WEIGHT_SUFFIXES) or len(shard.encode("utf-8", "replace")) > _NAME_BYTES:
+            raise CheckpointError(
+                f"{path}: shard {str(shard)[:80]!r} of {name} is not a weight file's name in this folder"
+            )
     return weight_map
 
 

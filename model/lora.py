@@ -6,9 +6,9 @@ The adapted layer adds ``alpha / r * B A x`` to ``W x / sqrt(d_in)``, so that th
 
 from __future__ import annotations
 
-import json
 import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError
+from cpmbee.json_file import read_json_object
 from cpmbee.model.tensor_files import Array, open_tensor_file
 from cpmbee.model.tensor_names import canonical_name, expected_tensors, is_linear, listed
 
@@ -151,12 +152,7 @@ def _read_options(file: Path) -> dict[str, Any]:
         config = file.parent / name
         if not config.is_file():
             continue
-        try:
-            options = json.loads(config.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{config}: not JSON ({error})") from None
-        if not isinstance(options, dict):
-            raise CheckpointError(f"{config}: expected a JSON object")
+        options = read_json_object(config, "the adapter's configuration", CheckpointError)
         if refused := [option for option in _REFUSED_OPTIONS if options.get(option)]:
             raise CheckpointError(f"{config}: {', '.join(refused)} cannot be merged")
         return options
@@ -169,6 +165,6 @@ def _alpha(path: Path, options: dict[str, Any], alpha: float | None) -> float:
         raise CheckpointError(
             f"{path}: no configuration beside it gives the LoRA's alpha (lora_alpha); give the one it was trained with"
         )
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not math.isfinite(given) or given <= 0:
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= sys.float_info.max:
         raise CheckpointError(f"{path}: the LoRA's alpha must be a positive number, not {given!r}")
     return float(given)

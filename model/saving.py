@@ -66,7 +66,9 @@ def save_checkpoint(
         _write_config(model, partial, dialect)
         if vocab_file is not None:
             shutil.copyfile(vocab_file, partial / "vocab.txt")
+        mode = (partial / "config.json").stat().st_mode  # safetensors writes files that only their owner may read
         for file in partial.iterdir():
+            file.chmod(mode)
             _flush(file)
         _put_in_place(partial, folder)
     finally:

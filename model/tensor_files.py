@@ -161,6 +161,8 @@ class TorchFile:
                 )
             if _torch_dtype_name(value) not in _SAFETENSORS_DTYPES.values() or value.layout != torch.strided:
                 raise _unsupported_dtype(path, name, f"{value.layout}/{value.dtype}")
+            if value.is_meta:
+                raise CheckpointError(f"{path}: {name} was saved without its data (on the meta device)")
         self._tensors: dict[str, torch.Tensor] = state
 
     def names(self) -> list[str]:

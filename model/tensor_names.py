@@ -53,4 +53,4 @@ def is_linear(name: str, shape: tuple[int, ...]) -> bool:
 def listed(problems: list[str]) -> str:
     """The first few problems, and how many more there are."""
     more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    return "; ".join(problems[:_LISTED]) + more
+    return " ".join("; ".join(problems[:_LISTED]).split()) + more  # names of tensors may hold anything, even newlines

@@ -33,7 +33,10 @@ struct Case {
   explicit Case(Random& random) {
     AttentionProblem& p = problem;
     p.batch = random.integer(1, 4);
-    p.queries = random.chance(0.5) ? random.integer(1, 7) : random.chance(0.1) ? random.integer(385, 400) : random.integer(8, 70);
+    const bool decode = random.chance(0.5);
+    const bool two_tiles = random.chance(0.1);
+    p.queries = decode ? random.integer(1, cpmbee::kDecodeQueries)
+                       : random.integer(1, 70) + (two_tiles ? cpmbee::kQueryTile : cpmbee::kDecodeQueries);
     p.keys = random.integer(0, 300);
     p.heads = random.integer(1, 9);
     p.dim_head = random.chance(0.5) ? 8 * random.integer(1, 17) : random.integer(1, 130);

@@ -66,6 +66,7 @@ def test_standard_input_and_stream(
     ("line", "message"),
     [
         ("nonsense", "line 2: not JSON"),
+        pytest.param("[" * 200_000, "line 2: not JSON", id="nested too deep"),
         ("[1]", "line 2: expected a JSON object"),
         ('{"input": "a"}', "line 2: "),
         ('{"input": "a < b", "<ans>": ""}', r"line 2: $.input"),
@@ -95,6 +96,8 @@ def test_a_bad_line_is_named_and_nothing_is_written(
         ["[1, 2]"],
         ["{}", "--stream", "--output", "x"],
         ["{}", "--batch-size", "0"],
+        ["{}", "--threads", "-1"],
+        ["{}", "--cache-tokens", "many"],
     ],
 )
 def test_wrong_use(small_folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,7 @@ def test_a_good_folder(folder: Path) -> None:
 def test_no_folder(tmp_path: Path) -> None:
     with pytest.raises(cpmbee.ModelFolderError, match="no such folder"):
         open_folder(tmp_path / "absent")
-    with pytest.raises(ValueError, match=r"engine\.json: cannot be read"):
+    with pytest.raises(ValueError, match=r"engine\.json: cannot read"):
         open_folder(tmp_path)
 
 
@@ -130,12 +130,36 @@ def test_a_graph_that_reads_elsewhere(folder: Path, place: str, location: str) -
         open_folder(folder)
 
 
+def test_links_in_a_circle(folder: Path) -> None:
+    (folder / "vocab.txt").unlink()
+    (folder / "vocab.txt").symlink_to("vocab.txt")
+    with pytest.raises(cpmbee.ModelFolderError, match=r"vocab\.txt"):
+        open_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["engine.json", "config.json", "generation_config.json"])
+def test_json_that_is_nested_too_deep_to_read(folder: Path, name: str) -> None:
+    (folder / name).write_text("[" * 200_000)
+    if name != "engine.json":
+        relist(folder, name)
+    with pytest.raises(cpmbee.CpmBeeError, match=rf"{name}: not JSON"):
+        open_folder(folder)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x00", b"\xff" * 40, b"\x3a\xff\xff\xff\x7f" + b"a" * 10, b"not a model"])
 def test_a_graph_that_is_no_onnx(folder: Path, content: bytes) -> None:
     (folder / "model.onnx").write_bytes(content)
     relist(folder, "model.onnx")
     with pytest.raises(cpmbee.ModelFolderError, match=r"model\.onnx: "):
         cpmbee.Engine.from_pretrained(folder)
+
+
+def test_a_graph_that_is_cut_off(folder: Path) -> None:
+    content = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(content[: len(content) // 2])
+    relist(folder, "model.onnx")
+    with pytest.raises(cpmbee.ModelFolderError, match=r"model\.onnx: not an ONNX model, or a damaged one"):
+        open_folder(folder)
 
 
 def test_every_prefix_of_a_graph_is_read_or_refused(folder: Path) -> None:
@@ -157,6 +181,8 @@ def test_every_prefix_of_a_graph_is_read_or_refused(folder: Path) -> None:
         (lambda m: m["files"].pop("model.onnx"), r"does not list model\.onnx"),
         (lambda m: m["files"].pop("model.onnx.data"), r"model\.onnx\.data is not listed"),
         (lambda m: m["cache"].update(num_heads=99), "cache is"),
+        (lambda m: m.update(precision=["fp32"]), "precision must map"),
+        (lambda m: m["files"].update({"x" * 5000: m["files"]["vocab.txt"]}), "cannot be opened"),
     ],
 )
 def test_a_broken_manifest(folder: Path, edit: Callable[[dict], object], message: str) -> None:  # type: ignore[type-arg]

@@ -157,8 +157,10 @@ def test_prompt_longer_than_the_cache(engine: cpmbee.Engine) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"beam_size": 0}, "beam_size"),
         ({"beam_size": True}, "beam_size"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be a number of more than 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number of at least 0.0001"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty"),
+        ({"temperature": 10**400}, "temperature"),
         ({"temperature": -0.1}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 1.5}, "top_p"),
@@ -178,4 +180,6 @@ def test_bad_requests_name_their_place(engine: cpmbee.Engine) -> None:
         engine.generate([REQUESTS[0], {"input": "a"}])
     with pytest.raises(cpmbee.TokenizeError, match=r"request 0: \$\.input"):
         engine.generate([{"input": "a < b", "<ans>": ""}])
+    with pytest.raises(cpmbee.PromptError, match="examples must be a list"):
+        engine.generate(REQUESTS[0], EXAMPLES[0])  # type: ignore[call-overload]
     assert engine.cache_usage.used == 0

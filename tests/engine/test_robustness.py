@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,8 +112,10 @@ def test_many_generations_leave_nothing_behind(small_folder: Path) -> None:
             engine.generate(request, EXAMPLES[: i % 2], beam_size=1 + i % 3, max_new_tokens=5 + i % 20)
 
     round_of(60)
+    gc.collect()
     before, threads = resident_bytes(), threading.active_count()
     round_of(60)
+    gc.collect()
     assert resident_bytes() - before < 4 << 20
     assert threading.active_count() == threads
     assert engine.cache_usage.used == 0

@@ -93,3 +93,24 @@ def test_subscripts_that_half_precision_cannot_hold(small_folder: Path) -> None:
 def test_machine() -> None:
     assert physical_cores() >= 1
     assert physical_memory() > 1 << 28
+
+
+def test_without_compiled_modules(small_folder: Path) -> None:
+    code = f"""if True:
+        import sys
+        for name in ("logits", "prompt", "relation", "tokenizer"):
+            sys.modules[f"cpmbee._{{name}}"] = None
+        import cpmbee
+        engine = cpmbee.Engine.from_pretrained({str(small_folder)!r}, num_threads=1)
+        assert type(engine.tokenizer).__module__ == "cpmbee.plain.tokenizer"
+        for options in ({{}}, {{"beam_size": 3}}, {{"top_p": 0.9, "seed": 1}}):
+            print(engine.generate({REQUEST!r}, [{REQUEST!r} | {{"<ans>": "好"}}], max_new_tokens=8, **options).answer)
+    """
+    environment = {"PYTHONIOENCODING": "utf-8", "PATH": ""}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    engine = cpmbee.Engine.from_pretrained(small_folder, num_threads=1)
+    examples = [{**REQUEST, "<ans>": "好"}]
+    ways: list[dict[str, object]] = [{}, {"beam_size": 3}, {"top_p": 0.9, "seed": 1}]
+    answers = [engine.generate(REQUEST, examples, max_new_tokens=8, **way).answer for way in ways]  # type: ignore[arg-type]
+    assert run.stdout == "".join(f"{answer}\n" for answer in answers)
+    assert "not built" in run.stderr

@@ -47,6 +47,7 @@ def test_existing_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         (["export"], 2),
         (["export", "a", "b", "--precision", "int3"], 2),
         (["export", "no-such-checkpoint", "b"], 1),
+        (["export", "a", "b", "--lora-alpha", "16"], 1),
         (["verify", "no-such-folder", "a"], 1),
         (["verify", "--help"], 0),
     ],

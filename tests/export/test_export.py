@@ -232,6 +232,12 @@ def test_checkpoint_that_lies_about_its_shape(tmp_path: Path) -> None:
         export(checkpoint, tmp_path / "out")
 
 
+def test_alpha_without_a_delta(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no LoRA delta"):
+        export(make_checkpoint(tmp_path / "checkpoint"), tmp_path / "out", lora_alpha=16)
+    assert not (tmp_path / "out").exists()
+
+
 def test_lora_delta_for_a_live_model(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="merge it into the live model"):
         export(random_model(), tmp_path / "out", lora=tmp_path / "delta.pt")

@@ -213,6 +213,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture
         ([1, 2], "holds a list"),
         ({"model": {"a": torch.zeros(1)}}, "'model' is a dict"),
         ({3: torch.zeros(1)}, "3 is a"),
+        ({"a": torch.zeros(1, device="meta")}, "a was saved without its data"),
     ],
 )
 def test_torch_files_of_other_content(tmp_path: Path, content: Any, message: str) -> None:
@@ -220,9 +221,26 @@ def test_torch_files_of_other_content(tmp_path: Path, content: Any, message: str
         open_checkpoint(write_state(tmp_path, content))
 
 
+def test_names_of_several_lines_are_shown_in_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"unexpected a b$"):
+        open_checkpoint(write_state(tmp_path, {**state_of(), "a\nb": torch.zeros(1)}))
+
+
 @pytest.mark.parametrize(
     "shard",
-    ["../a.safetensors", "/abs/a.safetensors", "x/../a.safetensors", "..", "", "a\\b.bin", "c:a.bin", "a.txt", 3, None],
+    [
+        "../a.safetensors",
+        "/abs/a.safetensors",
+        "x/../a.safetensors",
+        "..",
+        "",
+        "a\\b.bin",
+        "c:a.bin",
+        "a.txt",
+        3,
+        None,
+        "天" * 100 + ".bin",
+    ],
 )
 def test_shards_stay_in_their_folder(tmp_path: Path, shard: Any) -> None:
     write_sharded(tmp_path, state_of(), {QUERY: shard})

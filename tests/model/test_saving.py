@@ -37,6 +37,7 @@ def test_round_trip(tmp_path: Path, dialect: Any, file_format: Any, max_shard_by
     assert open_checkpoint(folder).files == files
     for file in files:
         assert file.stat().st_size < max_shard_bytes + 6000
+        assert file.stat().st_mode == (folder / "config.json").stat().st_mode
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     assert ("dim_model" in raw) == (dialect == "original")
     assert list(tmp_path.rglob(".*")) == []
