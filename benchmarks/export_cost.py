@@ -34,7 +34,7 @@ def main() -> None:
         "seconds": round(outcome.seconds, 1),
         "peak_anonymous_bytes": outcome.peak_anonymous,
         "peak_resident_bytes": outcome.peak_resident,
-        "output": outcome.output.splitlines(),
+        "output": outcome.output.replace(out, Path(out).name).splitlines(),
     }
     print(outcome.output)
     own = (outcome.peak_anonymous or 0) / 1e9

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.environment import write_result
+from benchmarks.environment import commit, write_result
 from cpmbee import native
 from cpmbee.config import ModelConfig
 from cpmbee.export.demo import demo_checkpoint
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="defaults and their closest neighbours only")
     parser.add_argument("--no-write", action="store_true", help="do not keep the result")
     arguments = parser.parse_args()
+    measured_commit = commit()  # now: the tree may move on while this runs
     checkpoint: Path = arguments.checkpoint or demo_checkpoint()
     tokenizer = Tokenizer.from_file(checkpoint / "vocab.txt")
     if arguments.checkpoint is None:
@@ -100,7 +101,12 @@ def main() -> None:
             draws += [reordered(checkpoint, scratch / f"draw{seed}", seed) for seed in range(1, arguments.draws)]
         rows = list(measured(draws, asked, calibration, settings(arguments.short), scratch))
     if not arguments.no_write:
-        facts = {"requests": len(asked), "draws": len(draws), "kernels": native.kernels()}
+        facts = {
+            "commit": measured_commit,
+            "requests": len(asked),
+            "draws": len(draws),
+            "kernels": native.kernels(),
+        }
         write_result(arguments.name, {**facts, "rows": rows})
 
 
