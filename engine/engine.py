@@ -160,6 +160,7 @@ class Engine:
             TokenizeError: text with a lone ``<``; names the path.
             ConfigError: an option is unknown or out of range.
             CacheFullError: a request does not fit the cache; raised before anything runs.
+            InferenceError: the model cannot be run, or computes logits that are not finite.
         """
         config = self.generation_config.updated(**options)
         single = isinstance(data, dict)

@@ -44,6 +44,10 @@ class CacheFullError(CpmBeeError, MemoryError):
     """A request that needs more cache rows than the engine has."""
 
 
+class InferenceError(CpmBeeError, RuntimeError):
+    """A model that could not be run, or that computed what no model should; says why."""
+
+
 class ExportError(CpmBeeError, RuntimeError):
     """An export whose result does not hold up in verification."""
 

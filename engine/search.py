@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cpmbee.errors import CpmBeeError
+from cpmbee.errors import InferenceError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.logits import select
 from cpmbee.sequence import Sequence
@@ -101,7 +101,7 @@ class Search(ABC):
         """The best candidates after ``sequence``, masked and penalized; see `cpmbee.plain.logits.select`.
 
         Raises:
-            CpmBeeError: the logits are not finite.
+            InferenceError: the logits are not finite.
         """
         space, penalty, penalized = self.space, self.config.repetition_penalty, NO_TOKENS
         if penalty != 1:
@@ -120,7 +120,7 @@ class Search(ABC):
             ids,
         )
         if normalizer - normalizer != 0:
-            raise CpmBeeError("the model computed logits that are not finite; its weights or the export are broken")
+            raise InferenceError("the model computed logits that are not finite; its weights or the export are broken")
         return normalizer
 
     def extend(self, sequence: Sequence, token: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from cpmbee import native
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CacheFullError, ConfigError, DependencyError, ModelFolderError
+from cpmbee.errors import CacheFullError, ConfigError, DependencyError, InferenceError, ModelFolderError
 from cpmbee.folder import ModelFolder
 from cpmbee.machine import physical_cores, physical_memory
 from cpmbee.runner import Backend, Runner
@@ -122,12 +122,19 @@ class OrtBackend(Backend):
             binding.bind_ortvalue_output(f"present_{name}", value)
 
     def call(self, binding: ort.IOBinding, tokens: int) -> None:
-        """Run once. One run at a time: all of them write to the same cache."""
-        with self._lock:
-            if tokens > SHRINK_TOKENS:
-                self._session.run_with_iobinding(binding, self._shrink)
-            else:
-                self._session.run_with_iobinding(binding)
+        """Run once. One run at a time: all of them write to the same cache.
+
+        Raises:
+            InferenceError: ONNX Runtime refuses, be it for lack of memory; says why.
+        """
+        try:
+            with self._lock:
+                if tokens > SHRINK_TOKENS:
+                    self._session.run_with_iobinding(binding, self._shrink)
+                else:
+                    self._session.run_with_iobinding(binding)
+        except Exception as error:
+            raise InferenceError(f"ONNX Runtime cannot run the model ({_first_line(error)})") from error
 
     def new_binding(self) -> ort.IOBinding:
         """An empty binding for the session."""
@@ -148,8 +155,7 @@ class OrtBackend(Backend):
         try:
             session = self._ort.InferenceSession(str(folder.model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise ModelFolderError(f"{folder.model}: ONNX Runtime cannot load it ({reason})") from error
+            raise ModelFolderError(f"{folder.model}: ONNX Runtime cannot load it ({_first_line(error)})") from error
         found = {value.name for value in session.get_inputs()}
         if missing := {*_INPUTS, *_cache_names(folder.config)} - found:
             raise ModelFolderError(f"{folder.model}: the graph has no input {', '.join(sorted(missing))}")
@@ -188,6 +194,10 @@ class OrtRunner(Runner):
     def forget(self) -> None:
         """Let go of large arrays; the runner is usable after the next `reshape`."""
         self.reshape(1, 1, 1, 0)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _cache_names(config: ModelConfig) -> list[str]:

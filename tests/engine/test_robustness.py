@@ -85,7 +85,7 @@ def test_logits_that_are_not_finite(broken: float) -> None:
 
     engine = cpmbee.Engine(WatchedBackend(TableBackend(tiny_config()), spoil), TOKENIZER)
     for options in ({}, {"beam_size": 2}, {"top_k": 5}):
-        with pytest.raises(cpmbee.CpmBeeError, match="not finite"):
+        with pytest.raises(cpmbee.InferenceError, match="not finite"):
             engine.generate(REQUESTS[0], **options)
     assert engine.cache_usage.used == 0
 

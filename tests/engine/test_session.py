@@ -10,6 +10,7 @@ import pytest
 
 import cpmbee
 from cpmbee import native, session
+from cpmbee.folder import open_folder
 from cpmbee.machine import physical_cores, physical_memory
 
 REQUEST = {"input": "今天天气真好", "<ans>": ""}
@@ -114,3 +115,14 @@ def test_without_compiled_modules(small_folder: Path) -> None:
     answers = [engine.generate(REQUEST, examples, max_new_tokens=8, **way).answer for way in ways]  # type: ignore[arg-type]
     assert run.stdout == "".join(f"{answer}\n" for answer in answers)
     assert "not built" in run.stderr
+
+
+@pytest.mark.parametrize("native_kernels", [True, False])
+def test_a_run_that_onnx_runtime_refuses(small_folder: Path, native_kernels: bool) -> None:
+    backend = session.OrtBackend(open_folder(small_folder), num_threads=1, native=native_kernels)
+    with backend.runner() as runner:
+        runner.reshape(1, 1, 1, 0)
+        runner.relation[:] = 30_000  # no such row in the bias table
+        with pytest.raises(cpmbee.InferenceError, match="ONNX Runtime cannot run the model") as caught:
+            runner.run()
+    assert "\n" not in str(caught.value)
