@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import NamedTuple
 
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # better than failing over a character of an answer
     try:
-        code = _dispatch([argument for argument in arguments if argument != "--debug"])
+        with _unwind_on_sigterm():
+            code = _dispatch([argument for argument in arguments if argument != "--debug"])
         sys.stdout.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
@@ -88,6 +90,24 @@ def _dispatch(arguments: list[str]) -> int:
     except SystemExit as stop:  # argparse: help, or wrong use
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     return code
+
+
+@contextlib.contextmanager
+def _unwind_on_sigterm() -> Iterator[None]:
+    """Let a polite kill end the process like an exception does, so that half-written files are removed."""
+
+    def unwind(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, unwind)
+    except ValueError:  # only the main thread may set handlers
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _discard_output() -> None:

@@ -43,7 +43,7 @@ class ModelConfig:
         dim_head: width of one head.
         dim_ff: width of the gated feed-forward block.
         num_hidden_layers: layers, counting those whose blocks are pruned.
-        position_bias_num_buckets: distance buckets inside a segment (even; the upper half is for later keys).
+        position_bias_num_buckets: distance buckets inside a segment; the upper half is for later keys.
         position_bias_num_segment_buckets: buckets for the relation between two segments.
         position_bias_max_distance: distance from which the last bucket applies.
         eps: of every RMS norm.
@@ -81,9 +81,10 @@ class ModelConfig:
             raise ConfigError(f"config: dropout_p must be in [0, 1), not {self.dropout_p!r}")
         if type(self.half) is not bool:
             raise ConfigError(f"config: half must be true or false, not {self.half!r}")
-        if self.position_bias_num_buckets % 4 or self.position_bias_max_distance <= self.position_bias_num_buckets // 4:
+        exact = self.position_bias_num_buckets // 4  # distances with a bucket of their own; log(1 / exact) must exist
+        if exact < 1 or self.position_bias_max_distance <= exact:
             raise ConfigError(
-                "config: position_bias_num_buckets must be a multiple of 4, and position_bias_max_distance more "
+                "config: position_bias_num_buckets must be at least 4, and position_bias_max_distance more "
                 f"than a quarter of it, not {self.position_bias_num_buckets} and {self.position_bias_max_distance}"
             )
         if self.position_bias_num_buckets + self.position_bias_num_segment_buckets > 32767:

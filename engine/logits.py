@@ -10,9 +10,9 @@ else:
     try:
         from cpmbee._logits import select
     except ImportError:
-        from cpmbee.plain import warn_not_compiled
+        from cpmbee.plain import warn_not_built
         from cpmbee.plain.logits import select
 
-        warn_not_compiled()
+        warn_not_built()
 
 __all__ = ["select"]

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpmbee.errors import ConfigError
+from cpmbee.plain import warn_not_built
 
 if TYPE_CHECKING:
     import onnxruntime
 
 OPS = ("BucketedAttention", "BucketedPositionBias", "QuantizedLinear")
 ISA_NAMES = ("scalar", "avx2", "avx512")
-
-_log = logging.getLogger("cpmbee")
 
 
 def library_path() -> Path | None:
@@ -32,7 +30,7 @@ def library_path() -> Path | None:
     path = Path(__file__).with_name("_ops.dll" if sys.platform == "win32" else "_ops.so")
     if path.is_file():
         return path
-    _warn_not_built()
+    warn_not_built()
     return None
 
 
@@ -109,10 +107,3 @@ def _op_names(library: ctypes.CDLL) -> list[str]:
     while name := library.cpmbee_op_name(len(names)):
         names.append(name.decode())
     return names
-
-
-@functools.cache
-def _warn_not_built() -> None:
-    _log.warning(
-        "the native op library was not built (no C++ compiler at install time): running on slower ONNX functions"
-    )

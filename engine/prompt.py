@@ -12,10 +12,10 @@ else:
     try:
         from cpmbee._prompt import encode_data, encode_prompt
     except ImportError:
-        from cpmbee.plain import warn_not_compiled
+        from cpmbee.plain import warn_not_built
         from cpmbee.plain.prompt import encode_data, encode_prompt
 
-        warn_not_compiled()
+        warn_not_built()
 
 __all__ = [
     "MAX_DEPTH",

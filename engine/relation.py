@@ -10,9 +10,9 @@ else:
     try:
         from cpmbee._relation import RelationBuilder, TokenLayout
     except ImportError:
-        from cpmbee.plain import warn_not_compiled
+        from cpmbee.plain import warn_not_built
         from cpmbee.plain.relation import RelationBuilder, TokenLayout
 
-        warn_not_compiled()
+        warn_not_built()
 
 __all__ = ["RelationBuilder", "TokenLayout"]

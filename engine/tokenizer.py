@@ -10,9 +10,9 @@ else:
     try:
         from cpmbee._tokenizer import Tokenizer
     except ImportError:
-        from cpmbee.plain import warn_not_compiled
+        from cpmbee.plain import warn_not_built
         from cpmbee.plain.tokenizer import Tokenizer
 
-        warn_not_compiled()
+        warn_not_built()
 
 __all__ = ["Tokenizer"]

@@ -37,7 +37,9 @@ def demo_checkpoint() -> Path:
 def main(argv: list[str]) -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="cpmbee demo", description="Export the bundled demo model and try it.")
-    parser.add_argument("--out", type=Path, default=Path("demo-model"), help="model folder to write (./demo-model)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo-model"), help="model folder to write or replace (./demo-model)"
+    )
     args = parser.parse_args(argv)
     from cpmbee.export import export
 

@@ -24,9 +24,9 @@ else:
         from cpmbee._quantize import quantize, widen
     except ImportError:
         from cpmbee.export.plain_quantize import quantize, widen
-        from cpmbee.plain import warn_not_compiled
+        from cpmbee.plain import warn_not_built
 
-        warn_not_compiled()
+        warn_not_built()
 
 Method = Literal["nearest", "search"]
 METHODS: tuple[Method, ...] = ("nearest", "search")

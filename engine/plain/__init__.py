@@ -10,8 +10,9 @@ import logging
 
 
 @functools.cache
-def warn_not_compiled() -> None:
-    """Say, once, that text is encoded in plain Python."""
+def warn_not_built() -> None:
+    """Say, once for all of them, that compiled parts are missing and what stands in for them."""
     logging.getLogger("cpmbee").warning(
-        "the compiled tokenizer is not built; text is encoded in plain Python, about fifty times slower"
+        "native code is not built (no C++ compiler at install time): plain Python and the ONNX functions of the model "
+        "run instead, many times slower"
     )

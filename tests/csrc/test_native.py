@@ -59,7 +59,7 @@ def test_a_missing_library_is_said_once_and_harms_nothing(
 ) -> None:
     monkeypatch.setattr(native, "__file__", str(tmp_path / "native.py"))
     monkeypatch.delenv("CPMBEE_NATIVE", raising=False)
-    native._warn_not_built.cache_clear()
+    native.warn_not_built.cache_clear()
     with caplog.at_level(logging.WARNING, logger="cpmbee"):
         for _ in range(2):
             assert native.library_path() is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,14 @@ def test_interrupted(
     assert generate(small_folder, REQUEST, "--output", str(tmp_path / "out.jsonl")) == 130
     assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_killed_politely(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cli_generate, "_generate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert generate(small_folder, REQUEST, "--output", str(tmp_path / "out.jsonl")) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_top_level(capsys: pytest.CaptureFixture[str]) -> None:

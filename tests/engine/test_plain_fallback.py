@@ -9,7 +9,9 @@ SCRIPT = """
 import sys
 for name in ("tokenizer", "prompt", "relation"):
     sys.modules[f"cpmbee._{name}"] = None  # importing it now raises ImportError
-from cpmbee import prompt, relation, tokenizer
+from cpmbee import native, prompt, relation, tokenizer
+native.__file__ = "absent/native.py"
+assert native.library_path() is None
 for thing in (tokenizer.Tokenizer, prompt.encode_prompt, prompt.encode_data, relation.RelationBuilder):
     assert thing.__module__.startswith("cpmbee.plain."), thing
 """
