@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from cpmbee.model import load_model, read_lora
 from tests.golden import DATA, GOLDEN, read_jsonl, requires_golden
 
 CHECKPOINTS = ("tiny", "tiny-pruned", "tiny-eos", "tiny-ext")
-WAYS = ("reference", "native", "function")
+SWITCHED_OFF = pytest.mark.skipif(os.environ.get("CPMBEE_NATIVE") == "0", reason="CPMBEE_NATIVE=0")
+WAYS = ("reference", pytest.param("native", marks=SWITCHED_OFF), "function")
 LORA = "lora-delta.pt"
 
 pytestmark = requires_golden

@@ -206,6 +206,7 @@ def test_altered_numbers_are_found(tmp_path: Path) -> None:
     assert "weights" in {check.name for check in report.checks if not check.passed}
 
 
+@needs_native  # without the library there is one note more
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from cpmbee.export import verification
 
