@@ -11,6 +11,9 @@ from typing import Any, Literal
 from cpmbee.errors import ConfigError
 from cpmbee.json_file import read_json_object
 
+RESIDUAL_SCALE = 1.05  # what every block divides the residual stream by
+PHASE_BASE = 10000.0  # of the frequencies that rotate embeddings by their subscript
+
 # The research code's name of a field -> ours, which is Hugging Face's.
 ORIGINAL_NAMES = {
     "dim_model": "hidden_size",

@@ -15,15 +15,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cpmbee.config import ModelConfig
+from cpmbee.config import PHASE_BASE, RESIDUAL_SCALE, ModelConfig
 from cpmbee.errors import CheckpointError
 
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 QUANTIZED: dict[str, int] = {"int8": 8, "int4": 4}  # precision: bits of a weight
 
-RESIDUAL_SCALE = 1.05
-PHASE_BASE = 10000.0
 CHUNK_BYTES = 32 << 20  # rows of the embedding are converted in pieces of about this size
 
 Array = NDArray[Any]

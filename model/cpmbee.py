@@ -17,11 +17,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from cpmbee.config import ModelConfig
+from cpmbee.config import PHASE_BASE, RESIDUAL_SCALE, ModelConfig
 
 IGNORE_INDEX = -100  # target of a position that does not count in the loss
-RESIDUAL_SCALE = 1.05
-PHASE_BASE = 10000.0
 
 KeyValue = tuple[Tensor, Tensor]
 

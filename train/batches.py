@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cpmbee.model import IGNORE_INDEX
 from cpmbee.prompt import EncodedData, encode_data
 from cpmbee.relation import RelationBuilder
 from cpmbee.tokenizer import Tokenizer
-
-IGNORE_INDEX = -100  # target where nothing is predicted; the loss skips it
 
 Int32Array = NDArray[np.int32]
 BoolArray = NDArray[np.bool_]

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from cpmbee.config import ModelConfig
+from cpmbee.model import IGNORE_INDEX
 from cpmbee.relation import RelationBuilder
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.batches import IGNORE_INDEX, TrainingBatch, collate, encode_sample, pack
+from cpmbee.train.batches import TrainingBatch, collate, encode_sample, pack
 from cpmbee.train.demo import vocabulary
 from tests.golden import DATA, GOLDEN, requires_golden
 
