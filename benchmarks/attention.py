@@ -1,6 +1,6 @@
 """One attention layer: native kernel, function body, and what ONNX Runtime itself offers; time and peak memory.
 
-Run ``python -m benchmarks.attention`` from the repository's root. Every measurement has a process of its own, and
+Run ``python -m cpmbee.bench.attention``. Every measurement has a process of its own, and
 the implementations take turns, since what else the machine does changes faster than a table is filled; the processor
 time, unlike the time, hardly depends on it. The two peers get less to do than our op: keys and values already lie
 side by side and in order, and no position bias is added.
@@ -25,8 +25,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from benchmarks.environment import ROOT, write_result
 from cpmbee import native
+from cpmbee.bench.environment import ROOT, write_result
 from cpmbee.config import ModelConfig
 from cpmbee.distance import signed_distance_buckets
 from cpmbee.export import functions
@@ -123,7 +123,7 @@ def cell(result: dict[str, Any] | None) -> str:
 
 def measure_in_process(implementation: str, case: Case, threads: int) -> dict[str, Any]:
     """Run `measure` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.attention", "--threads", str(threads), "--one"]
+    command = [sys.executable, "-m", "cpmbee.bench.attention", "--threads", str(threads), "--one"]
     process = subprocess.run(
         [*command, implementation, case.name], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )

@@ -1,6 +1,6 @@
 """What the engine adds to ONNX Runtime's time in a greedy decode step: choosing the token and its score included.
 
-Run ``python -m benchmarks.decode_overhead`` from the repository's root.
+Run ``python -m cpmbee.bench.decode_overhead``.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import time
 
 import numpy as np
 
-from benchmarks.environment import write_result
-from benchmarks.models import exported_random_model, small_config
 from cpmbee import Engine
+from cpmbee.bench.environment import write_result
+from cpmbee.bench.models import exported_random_model, small_config
 from cpmbee.session import OrtBackend
 
 LIMIT_MICROSECONDS = 100
@@ -58,7 +58,7 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> tuple[list[float],
         call(self, binding, tokens)
         runs.append(time.perf_counter() - start)
 
-    OrtBackend.call = timed  # type: ignore[method-assign, assignment]
+    OrtBackend.call = timed  # type: ignore[method-assign]
     outside: list[float] = []
     inside: list[float] = []
     previous = 0.0

@@ -86,7 +86,7 @@ def write_result(name: str, payload: Mapping[str, Any]) -> Path:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     record = {
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *map(_shown, sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", f"cpmbee.bench.{Path(sys.argv[0]).stem}", *map(_shown, sys.argv[1:])]),
         "commit": commit(),
         "machine": machine(),
         "versions": versions(),

@@ -1,6 +1,6 @@
 """Time and memory of an export, in a process of its own.
 
-    python -m benchmarks.export_cost NAME CHECKPOINT OUT [options of cpmbee export]
+    python -m cpmbee.bench.export_cost NAME CHECKPOINT OUT [options of cpmbee export]
 
 Peak memory is what the process has of its own: pages of mapped files (the checkpoint) come and go as the system likes.
 The result goes to ``benchmarks/results/NAME.json``.
@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.environment import write_result
-from benchmarks.processes import run_module
 from cpmbee import cli
+from cpmbee.bench.environment import write_result
+from cpmbee.bench.processes import run_module
 
 CHILD = "--run"  # the process that is watched: runs the rest of the command line
 
@@ -25,7 +25,7 @@ def main() -> None:
     if len(sys.argv) < 4:
         raise SystemExit(__doc__)
     name, checkpoint, out, *options = sys.argv[1:]
-    outcome = run_module("benchmarks.export_cost", [CHILD, "export", checkpoint, out, *options])
+    outcome = run_module("cpmbee.bench.export_cost", [CHILD, "export", checkpoint, out, *options])
     weights = [file for file in Path(checkpoint).iterdir() if file.suffix in (".safetensors", ".bin", ".pt")]
     result = {
         "checkpoint_bytes": sum(file.stat().st_size for file in weights),

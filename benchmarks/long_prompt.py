@@ -1,6 +1,6 @@
 """Memory of a long prompt: native attention never builds heads x tokens x tokens, function bodies do.
 
-Run ``python -m benchmarks.long_prompt`` from the repository's root. Each way runs in a process of its own.
+Run ``python -m cpmbee.bench.long_prompt``. Each way runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import write_result
-from benchmarks.models import exported_random_model, small_config
 from cpmbee import Engine
+from cpmbee.bench.environment import write_result
+from cpmbee.bench.models import exported_random_model, small_config
 
 TOKENS = 4096
 HEADS = 32
@@ -29,13 +29,14 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, metavar=("FOLDER", "WAY"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        print(json.dumps(measure(*arguments.measure, arguments.tokens)))
+        folder, way = arguments.measure
+        print(json.dumps(measure(folder, way, arguments.tokens)))
         return
     config = small_config(num_attention_heads=HEADS, dim_head=8, hidden_size=256, num_hidden_layers=2)
     ways = {}
-    with exported_random_model(config) as folder:
+    with exported_random_model(config) as model:
         for way in ("native", "function"):
-            command = [sys.executable, "-m", "benchmarks.long_prompt", "--measure", str(folder), way]
+            command = [sys.executable, "-m", "cpmbee.bench.long_prompt", "--measure", str(model), way]
             command += ["--tokens", str(arguments.tokens)]
             run = subprocess.run(command, check=True, capture_output=True, text=True)
             ways[way] = json.loads(run.stdout)

@@ -1,8 +1,8 @@
-"""One number of `benchmarks.model_speed`, measured in a process of its own and printed as a line of JSON.
+"""One number of `cpmbee.bench.model_speed`, measured in a process of its own and printed as a line of JSON.
 
-python -m benchmarks.model_cell FOLDER prefill TOKENS
-python -m benchmarks.model_cell FOLDER decode REQUESTS BEAM_SIZE
-python -m benchmarks.model_cell FOLDER load
+python -m cpmbee.bench.model_cell FOLDER prefill TOKENS
+python -m cpmbee.bench.model_cell FOLDER decode REQUESTS BEAM_SIZE
+python -m cpmbee.bench.model_cell FOLDER load
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Speed and memory of whole models: prefill, decoding, loading; our kernels beside other ways to run the same weights.
 
-    python -m benchmarks.model_speed NAME LABEL=MODEL...
+    python -m cpmbee.bench.model_speed NAME LABEL=MODEL...
 
 A folder is measured with the native kernels; ``LABEL=FOLDER:functions`` runs it with ``CPMBEE_NATIVE=0``, on ONNX
-Runtime's own operators, and ``LABEL=FILE.gguf`` is a model of llama.cpp (`benchmarks.peers.llama_cpp`). Every cell of
+Runtime's own operators, and ``LABEL=FILE.gguf`` is a model of llama.cpp (`cpmbee.bench.peers.llama_cpp`). Every cell of
 the table is a process of its own. The models take turns at every cell and at every round, and the bandwidth of memory
 is measured before each round: ratios of one table are ratios of one run. A cell during which other processes used the
 machine is measured again. Numbers are medians over all rounds; the result goes to ``benchmarks/results/NAME.json``.
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bandwidth import mapped_file, read_bandwidth
-from benchmarks.environment import write_result
-from benchmarks.model_cell import PROMPT_TOKENS
-from benchmarks.peers import llama_cpp
-from benchmarks.processes import run_module, undisturbed
+from cpmbee.bench.bandwidth import mapped_file, read_bandwidth
+from cpmbee.bench.environment import write_result
+from cpmbee.bench.model_cell import PROMPT_TOKENS
+from cpmbee.bench.peers import llama_cpp
+from cpmbee.bench.processes import run_module, undisturbed
 from cpmbee.machine import physical_cores
 
 SINGLE = "decode, 1 row"
@@ -135,7 +135,7 @@ def measure(each: Subject, cell: str, attempts: int) -> None:
     else:
         environment = {"CPMBEE_NATIVE": "0"} if each.way == FUNCTIONS else {}
         command = [str(each.path), kind, *numbers]
-        outcome, others = undisturbed(lambda: run_module("benchmarks.model_cell", command, environment), attempts)
+        outcome, others = undisturbed(lambda: run_module("cpmbee.bench.model_cell", command, environment), attempts)
         seconds = [outcome.value["first token"]] if kind == "load" else outcome.value
         _raise_to(each.peak_anonymous, cell, outcome.peak_anonymous)
         _raise_to(each.peak_resident, cell, outcome.peak_resident)

@@ -7,11 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from benchmarks.environment import SHARED
+from cpmbee.bench.environment import SHARED
 from cpmbee.config import ModelConfig
 from cpmbee.export.exporter import export
 from cpmbee.model.tensor_names import expected_tensors
@@ -22,7 +23,7 @@ SPECIALS = ("<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", 
 
 def small_config(**changes: int) -> ModelConfig:
     """A model that is small but for its vocabulary, so that what surrounds the model shows."""
-    values = {
+    values: dict[str, Any] = {
         "vocab_size": VOCABULARY_SIZE,
         "hidden_size": 64,
         "num_attention_heads": 4,

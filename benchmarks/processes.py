@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks.environment import ROOT
+from cpmbee.bench.environment import ROOT
 
 SAMPLE_SECONDS = 0.05
 QUIET = 0.04  # share of the machine that others may use while a measurement counts as undisturbed

@@ -1,8 +1,8 @@
 """What each precision costs: KL divergence, top-1 agreement and right answers against fp32, and the size of the file.
 
-``python -m benchmarks.quality`` measures the bundled demo model on held-out requests. ``--checkpoint FOLDER`` measures
-another model on random text of its own vocabulary (with ``python -m benchmarks.synthetic``, one of a published shape),
-where there are no right answers. The native kernels run if they are built.
+``python -m cpmbee.bench.quality`` measures the bundled demo model on held-out requests. ``--checkpoint FOLDER``
+measures another model on random text of its own vocabulary (with ``python -m cpmbee.bench.synthetic``, one of a
+published shape), where there are no right answers. The native kernels run if they are built.
 
 A small model that is sure of nearly every token owes most of its divergence to a handful of them, so a single export
 says little about a method. The demo model is therefore measured in several draws: with its channels reordered it is the
@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.environment import commit, write_result
 from cpmbee import native
+from cpmbee.bench.environment import commit, write_result
 from cpmbee.config import ModelConfig
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.exporter import export
@@ -112,13 +112,14 @@ def main() -> None:
 
 def settings(short: bool) -> Iterator[Setting]:
     """What is measured."""
+    methods: tuple[Method, ...] = ("nearest", "search")
     yield Setting("fp16")
     for block_size in BLOCK_SIZES:
-        for method in ("nearest", "search"):
+        for method in methods:
             yield Setting("int8", block_size, method=method)
     for head_bits in (8,) if short else (8, 4):
         for block_size in BLOCK_SIZES:
-            for method in ("nearest", "search"):
+            for method in methods:
                 yield Setting("int4", block_size, head_bits, method)
             yield Setting("int4", block_size, head_bits, "search", calibrated=True)
 
@@ -196,7 +197,7 @@ def reordered(checkpoint: Path, out: Path, seed: int) -> Path:
         for name, weight in model.named_parameters():
             if name.endswith("relative_attention_bias"):
                 continue
-            moved = weight
+            moved: torch.Tensor = weight
             if "layernorm" in name or "attention_out" in name or "w_out" in name:
                 moved = moved[hidden]
             if "w_in" in name:

@@ -1,6 +1,6 @@
 """One quantized product: ours beside ONNX Runtime's ``MatMulNBits`` and ``DynamicQuantizeMatMul``, and the memory.
 
-    python -m benchmarks.quantized_linear
+    python -m cpmbee.bench.quantized_linear
 
 A model is a chain of products, 2048 to 5120 features and back: 32 different matrices of 10.5 million weights, more than
 any cache holds, so that few rows show how fast weights are read. ``MatMulNBits`` gets the same model and weights: it is
@@ -25,9 +25,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.bandwidth import read_bandwidth
-from benchmarks.environment import write_result
 from cpmbee import native
+from cpmbee.bench.bandwidth import read_bandwidth
+from cpmbee.bench.environment import write_result
 from cpmbee.export import functions, quantized_functions
 from cpmbee.export.quantized_functions import BLOCK_SIZES, CONTRIB, LANES, QUANTIZED_LINEAR
 from cpmbee.machine import physical_cores

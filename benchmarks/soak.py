@@ -1,6 +1,6 @@
 """Thousands of generations in one process: resident memory stays flat, and every cache row comes back.
 
-Run ``python -m benchmarks.soak`` from the repository's root. Fails when memory grows by more than the limit.
+Run ``python -m cpmbee.bench.soak``. Fails when memory grows by more than the limit.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import write_result
-from benchmarks.models import exported_random_model, small_config
 from cpmbee import Engine
+from cpmbee.bench.environment import write_result
+from cpmbee.bench.models import exported_random_model, small_config
 
 LIMIT_BYTES = 8 << 20
 TEXT = "今天天气真好，我们去公园散步吧。The quick brown fox jumps over the lazy dog. "

@@ -1,6 +1,6 @@
 """Where a prefill and a decoding step spend their time, by kind of operator, as ONNX Runtime's profiler sees it.
 
-    python -m benchmarks.step_profile FOLDER [--prompt TOKENS] [--rows N] [--by-node]
+    python -m cpmbee.bench.step_profile FOLDER [--prompt TOKENS] [--rows N] [--by-node]
 
 Columns are milliseconds of one run: medians over the decoding steps, and the one prefill after a warm-up. What a run
 takes beyond its operators (dispatch, binding) is in the row "between", what a step takes beyond its run (choosing
@@ -23,8 +23,8 @@ from typing import Any
 
 import onnxruntime
 
-from benchmarks.model_cell import request
 from cpmbee import Engine
+from cpmbee.bench.model_cell import request
 from cpmbee.folder import open_folder
 from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer

@@ -1,11 +1,8 @@
 """Random checkpoints in the shapes of the published models, for measuring at real sizes.
 
-``python -m benchmarks.synthetic 2b OUT`` writes a checkpoint folder that ``cpmbee export`` reads. Weights are normally
-distributed, as the model expects them (its linear layers divide by the square root of their width), so activations
-neither vanish nor overflow; nothing else about them is like a trained model.
-
-One block of random numbers is drawn and every tensor is cut out of it, each from another place: drawing ten billion
-numbers would take minutes. The block's length is prime, so no two rows of a tensor come out the same.
+``python -m cpmbee.bench.synthetic 2b OUT`` writes a checkpoint folder that ``cpmbee export`` reads. Weights are
+normally distributed, as the model expects them (its linear layers divide by the square root of their width), so
+activations neither vanish nor overflow; nothing else about them is like a trained model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast text becomes arrays: tokenizer, prompt encoder, relation matrix; compiled beside plain Python.
 
-Run ``python -m benchmarks.text`` from the repository's root. It reads CCPM and the published vocabulary where the
+Run ``python -m cpmbee.bench.text``. It reads CCPM and the published vocabulary where the
 development data lies (``CPMBEE_SHARED``), else a built-in paragraph and the vocabulary of its characters.
 """
 
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.environment import SHARED, write_result
 from cpmbee import _prompt, _relation, _tokenizer
+from cpmbee.bench.environment import SHARED, write_result
 from cpmbee.config import ModelConfig
 from cpmbee.plain import prompt as plain_prompt
 from cpmbee.plain import relation as plain_relation

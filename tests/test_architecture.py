@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"engine": "cpmbee", "model": "cpmbee.model", "train": "cpmbee.train", "export": "cpmbee.export"}
+ROOMS = {
+    "engine": "cpmbee",
+    "model": "cpmbee.model",
+    "train": "cpmbee.train",
+    "export": "cpmbee.export",
+    "benchmarks": "cpmbee.bench",
+}
 MAY_IMPORT = {
     "engine": {"engine"},
     "model": {"model", "engine"},
     "train": {"train", "model", "engine"},
     "export": {"export", "model", "engine"},
+    "benchmarks": {"benchmarks", "export", "train", "model", "engine"},
 }
 THIRD_PARTY = {"engine": {"numpy", "onnxruntime"}}
 
@@ -22,7 +29,7 @@ def room_of(module: str) -> str | None:
     """The room a dotted module name lives in, or None outside the project."""
     if module != "cpmbee" and not module.startswith("cpmbee."):
         return None
-    for room in ("model", "train", "export"):
+    for room in ("model", "train", "export", "benchmarks"):
         if module == ROOMS[room] or module.startswith(ROOMS[room] + "."):
             return room
     return "engine"
@@ -77,6 +84,6 @@ def test_torch_is_optional(package: str) -> None:
 def test_files_stay_short() -> None:
     for pattern in ("*.py", "*.pyx", "*.cc", "*.h"):
         for source in ROOT.rglob(pattern):
-            if source.relative_to(ROOT).parts[0] in {*ROOMS, "csrc", "tests", "benchmarks"}:
+            if source.relative_to(ROOT).parts[0] in {*ROOMS, "csrc", "tests"}:
                 lines = len(source.read_text(encoding="utf-8").splitlines())
                 assert lines <= 500, f"{source.relative_to(ROOT)} has {lines} lines"

@@ -1,6 +1,6 @@
 """llama.cpp: a random model of its own kind with as many weights as one of ours, and its own benchmark to time it.
 
-    python -m benchmarks.peers.llama_cpp 2b q4_0 OUT.gguf
+    python -m cpmbee.bench.peers.llama_cpp 2b q4_0 OUT.gguf
 
 llama.cpp has no CPM-Bee, so it gets a Llama with the same hidden size, vocabulary (tied to the output head, as in
 CPM-Bee) and feed-forward width, a layer for each feed-forward block, and as many attention heads as make the number of
@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.peers import gguf
-from benchmarks.synthetic import SIZES, published_config
+from cpmbee.bench.peers import gguf
+from cpmbee.bench.synthetic import SIZES, published_config
 from cpmbee.config import ModelConfig
 from cpmbee.machine import physical_cores
 from cpmbee.model.tensor_names import expected_tensors

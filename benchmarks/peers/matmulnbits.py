@@ -1,6 +1,6 @@
 """ONNX Runtime's own quantized product: a model folder whose ``QuantizedLinear`` nodes are ``MatMulNBits``.
 
-    python -m benchmarks.peers.matmulnbits FOLDER OUT
+    python -m cpmbee.bench.peers.matmulnbits FOLDER OUT
 
 The weights are those of ``FOLDER`` (the same file, linked), in the order that ``MatMulNBits`` wants: ONNX Runtime turns
 them once, when it loads the model. All else stays as it is, our attention kernel included, so a comparison of the two

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.peers import gguf
-from benchmarks.synthetic import SIZES, published_config, vocabulary, write_checkpoint
+from cpmbee.bench.peers import gguf
+from cpmbee.bench.synthetic import SIZES, published_config, vocabulary, write_checkpoint
 from cpmbee.config import ModelConfig
 from cpmbee.model.checkpoint import open_checkpoint
 from cpmbee.tokenizer import Tokenizer
@@ -30,8 +30,8 @@ def small() -> ModelConfig:
 
 
 def test_checkpoint_opens_and_is_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.synthetic.BLOCK", 10_007)
-    monkeypatch.setattr("benchmarks.synthetic.SHARD_BYTES", 80_000)
+    monkeypatch.setattr("cpmbee.bench.synthetic.BLOCK", 10_007)
+    monkeypatch.setattr("cpmbee.bench.synthetic.SHARD_BYTES", 80_000)
     write_checkpoint(small(), tmp_path / "model")
     checkpoint = open_checkpoint(tmp_path / "model")
     assert checkpoint.config == small()

@@ -1,0 +1,1 @@
+"""The data pipeline: from texts and JSON lines to packed training batches."""
