@@ -35,6 +35,7 @@ COMMANDS = {
     "export": Command("cpmbee.export.cli:export_main", "turn a checkpoint into a model folder"),
     "verify": Command("cpmbee.export.cli:verify_main", "compare a model folder with its checkpoint"),
     "demo": Command("cpmbee.export.demo:main", "export, verify and ask the bundled demo model"),
+    "data": Command("cpmbee.train.data.cli:main", "build a data set from text or JSON lines, look into one"),
 }
 
 
@@ -128,7 +129,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _missing_module(name: str) -> str:
-    extras = {"torch": "torch", "onnx": "export", "safetensors": "export", "ml_dtypes": "export"}
+    extras = {"torch": "torch"}
+    extras |= dict.fromkeys(("onnx", "safetensors", "ml_dtypes"), "export")
+    extras |= dict.fromkeys(("pyarrow", "tensorboard", "tqdm"), "train")
     extra = extras.get(name.partition(".")[0])
     return f'{name} is not installed; pip install "cpmbee[{extra}]" brings it' if extra else f"{name} is not installed"
 

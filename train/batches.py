@@ -35,6 +35,7 @@ class TrainingSample:
         rel_offset: int32[T] where that one's buckets start in ``segment_rel``.
         context: bool[T], false for the answers of the request (those of examples are context).
         segment_rel: int32[R] buckets between segments, S * S per request or example.
+        task: number of the task it belongs to.
     """
 
     input_ids: Int32Array
@@ -45,6 +46,7 @@ class TrainingSample:
     rel_offset: Int32Array
     context: BoolArray
     segment_rel: Int32Array
+    task: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -65,6 +67,7 @@ class TrainingBatch:
         segment_rel_offset: int32[B, T] into the row of ``segment_rel``.
         segment_rel: int32[B, R].
         spans: int32[B, T] number of the sample in its row.
+        task_ids: int32[B, T] number of the task of the token's sample, -1 on padding.
         targets: int32[B, T], what should follow: a base id, ``vocab_size`` + row of the extension vocabulary, or
             `IGNORE_INDEX`.
         ext_ids: int32[E] base ids of the extension vocabulary, in order of first sight.
@@ -81,6 +84,7 @@ class TrainingBatch:
     segment_rel_offset: Int32Array
     segment_rel: Int32Array
     spans: Int32Array
+    task_ids: Int32Array
     targets: Int32Array
     ext_ids: Int32Array
     ext_subs: Int32Array
@@ -104,6 +108,7 @@ def encode_sample(
     tokenizer: Tokenizer,
     examples: Sequence[dict[str, Any]] = (),
     rng: np.random.Generator | None = None,
+    task: int = 0,
 ) -> TrainingSample:
     """Encode a request whose answers are filled in, with its in-context examples.
 
@@ -112,6 +117,7 @@ def encode_sample(
         tokenizer: the vocabulary.
         examples: solved requests that the model sees as context.
         rng: shuffles the keys below ``<ans>``; None keeps the order given.
+        task: number of the task it belongs to.
 
     Raises:
         PromptError: a request is not a nested dict of strings.
@@ -138,6 +144,7 @@ def encode_sample(
         rel_offset=per_token(rel_starts),
         context=context,
         segment_rel=np.concatenate([part.segment_rel for part in parts]),
+        task=task,
     )
 
 
@@ -188,6 +195,7 @@ def collate(
     ids, subs = column(), column()
     ids[:] = tokenizer.pad_id
     sample_ids, num_segments, segment_ids, rel_offset, spans = column(), column(), column(), column(), column()
+    task_ids = np.full((len(rows), width), -1, np.int32)
     context = np.zeros((len(rows), width), np.bool_)
     segment_rel = np.zeros((len(rows), rel_width), np.int32)
     for number, row in enumerate(rows):
@@ -197,7 +205,7 @@ def collate(
             ids[here], subs[here], context[here] = sample.input_ids, sample.input_subs, sample.context
             sample_ids[here], num_segments[here] = sample.sample_ids, sample.num_segments
             segment_ids[here], rel_offset[here] = sample.segment_ids, sample.rel_offset + rel_start
-            spans[here] = span
+            spans[here], task_ids[here] = span, sample.task
             segment_rel[number, rel_start : rel_start + len(sample.segment_rel)] = sample.segment_rel
             start, rel_start = start + len(sample), rel_start + len(sample.segment_rel)
     length = np.asarray(used, np.int32)
@@ -213,6 +221,7 @@ def collate(
         segment_rel_offset=rel_offset,
         segment_rel=segment_rel,
         spans=spans,
+        task_ids=task_ids,
         targets=_targets(columns, context, length, tokenizer),
         ext_ids=ext_ids,
         ext_subs=ext_subs,

@@ -74,7 +74,7 @@ def _append(batch: TrainingBatch, rows: Int32Array, tokens: Int32Array) -> None:
     """Write one answer token behind each of ``rows``; it belongs to the segment of the token before it."""
     end = batch.length[rows]
     batch.input_ids[rows, end] = tokens
-    for column in (batch.num_segments, batch.segment_ids, batch.segment_rel_offset):
+    for column in (batch.num_segments, batch.segment_ids, batch.segment_rel_offset, batch.task_ids):
         column[rows, end] = column[rows, end - 1]
     batch.length[rows] = end + 1
 
@@ -97,5 +97,6 @@ def _rows(batch: TrainingBatch, rows: Int32Array, width: int) -> TrainingBatch:
         segment_rel_offset=cut(batch.segment_rel_offset),
         segment_rel=np.ascontiguousarray(batch.segment_rel[rows]),
         spans=cut(batch.spans),
+        task_ids=cut(batch.task_ids),
         targets=cut(batch.targets),
     )
