@@ -9,12 +9,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cpmbee.model import CpmBee, language_model_loss
+from cpmbee.model import IGNORE_INDEX, CpmBee, language_model_loss
 from cpmbee.relation import RelationBuilder
-from cpmbee.train.batches import TrainingBatch
+from cpmbee.train.batches import Int32Array, TrainingBatch
 
 logger = logging.getLogger("cpmbee.train")
 
@@ -120,15 +122,36 @@ class Trainer:
 
 
 def batch_loss(model: CpmBee, batch: TrainingBatch, relations: RelationBuilder) -> Tensor:
-    """Mean cross entropy over the targets of a batch; a scalar with a gradient."""
+    """Mean cross entropy over the targets of a batch; a scalar with a gradient.
+
+    Logits are computed where there are targets and nowhere else.
+    """
+    where, targets = target_positions(batch.targets)
     output = model(
         torch.from_numpy(batch.input_ids),
         torch.from_numpy(batch.input_subs),
         torch.from_numpy(batch.relation(relations)),
         ext_ids=torch.from_numpy(batch.ext_ids),
         ext_subs=torch.from_numpy(batch.ext_subs),
+        logits_index=torch.from_numpy(where),
     )
-    return language_model_loss(output.logits, torch.from_numpy(batch.targets))
+    return language_model_loss(output.logits, torch.from_numpy(targets))
+
+
+def target_positions(targets: Int32Array) -> tuple[NDArray[np.int64], Int32Array]:
+    """Where a batch has targets, row by row, and what they are.
+
+    Args:
+        targets: int32[B, T], `IGNORE_INDEX` where nothing is predicted.
+
+    Returns:
+        int64[B, R] positions, and int32[B, R] their targets; R is the most that one row has, and rows with fewer
+        name positions without a target behind theirs.
+    """
+    counted = targets != IGNORE_INDEX
+    most = int(counted.sum(1).max(initial=0))
+    where = np.argsort(~counted, axis=1, kind="stable")[:, :most]
+    return where, np.take_along_axis(targets, where, axis=1)
 
 
 def _parameter_groups(model: CpmBee, weight_decay: float) -> list[dict[str, object]]:
