@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         CheckpointError,
         ConfigError,
         CpmBeeError,
+        DataError,
         DependencyError,
         ExportError,
         InferenceError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from cpmbee.generation_config import GenerationConfig
     from cpmbee.prompt import encode_prompt
     from cpmbee.results import Answer, GenerationResult, Piece, Timings, Usage
+    from cpmbee.scoring import ChoiceScore
     from cpmbee.streaming import Stream
     from cpmbee.tokenizer import Tokenizer
 
@@ -44,8 +46,10 @@ _HOME = {
     "CacheUsage": "engine",
     "Chat": "chat",
     "CheckpointError": "errors",
+    "ChoiceScore": "scoring",
     "ConfigError": "errors",
     "CpmBeeError": "errors",
+    "DataError": "errors",
     "DependencyError": "errors",
     "Engine": "engine",
     "ExportError": "errors",
@@ -73,8 +77,10 @@ __all__ = [
     "CacheUsage",
     "Chat",
     "CheckpointError",
+    "ChoiceScore",
     "ConfigError",
     "CpmBeeError",
+    "DataError",
     "DependencyError",
     "Engine",
     "ExportError",

@@ -52,5 +52,9 @@ class ExportError(CpmBeeError, RuntimeError):
     """An export whose result does not hold up in verification."""
 
 
+class DataError(CpmBeeError, ValueError):
+    """A data set, record, mixture or transform that cannot be used; names the file, the data set and the place in it."""
+
+
 class DependencyError(CpmBeeError, ImportError):
     """An optional dependency that this call needs is absent; says which extra brings it."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cpmbee.errors import ExportError
-from cpmbee.export import folder as folder_module
 from cpmbee.export.folder import require_space, staged_folder
+from cpmbee.staging import retired_path
 
 
 def write_model(target: Path, content: str, overwrite: bool = False) -> None:
@@ -156,7 +156,7 @@ def test_leftover_of_another_target_is_left_alone(tmp_path: Path) -> None:
 
 def test_export_killed_between_its_two_renames(tmp_path: Path) -> None:
     write_model(tmp_path / "model", "old")
-    (tmp_path / "model").rename(folder_module._retired(tmp_path / "model"))
+    (tmp_path / "model").rename(retired_path(tmp_path / "model"))
     with pytest.raises(ExportError, match="already exists"):  # the old model is back under its name
         write_model(tmp_path / "model", "new")
     assert (tmp_path / "model" / "model.onnx").read_text() == "old"
