@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cpmbee.config import PHASE_BASE, RESIDUAL_SCALE, ModelConfig
 
@@ -30,7 +31,8 @@ class ModelOutput(NamedTuple):
     Attributes:
         logits: (B, R or Q, V + E) in the model's dtype; the last E columns are the extension vocabulary.
         hidden_states: (B, Q, D) after the final norm.
-        past_key_values: per kept attention layer the keys and values of all tokens so far, (B, H, K, Dh) each.
+        past_key_values: per kept attention layer the keys and values of all tokens so far, (B, H, K, Dh) each; empty
+            without ``use_cache``.
     """
 
     logits: Tensor
@@ -88,14 +90,15 @@ class BucketedBias(nn.Module):
     def forward(self, relation: Tensor) -> AttentionBias:
         """Look up ``relation`` (B, Q, K), any integer type, -1 where the query may not look at the key."""
         table = self.relative_attention_bias
-        hidden = (relation < 0)[:, None]  # (B, 1, Q, K)
-        blind = hidden.all(-1, keepdim=True)  # (B, 1, Q, 1)
-        rows = relation.clamp(min=0).int().flatten()
-        batch, queries, keys = relation.shape
-        bias = table.t().index_select(1, rows).view(-1, batch, queries, keys).transpose(0, 1)  # (B, H, Q, K)
-        # A row of nothing but -inf would make the softmax, and through it every gradient, NaN. Such a row gets a
-        # uniform softmax here, and Attention throws its result away.
-        return AttentionBias(bias.masked_fill(hidden, -math.inf).masked_fill(blind, 0), blind)
+        heads = table.shape[1]
+        blind = (relation < 0).all(-1, keepdim=True)  # (B, Q, 1)
+        # Two constant rows before the table make masking a part of the one lookup: no masked copies, and a gradient
+        # that is the plain sum over the places a row was used. A query of nothing but -inf would make the softmax, and
+        # through it every gradient, NaN; it gets a uniform softmax instead, and Attention throws its result away.
+        extended = torch.cat((table.new_tensor([0.0, -math.inf]).expand(heads, 2), table.t()), 1)  # (H, 2 + N)
+        rows = (relation.int() + 2).masked_fill(blind, 0)  # -1 has become the row of -inf
+        bias = extended.index_select(1, rows.flatten()).view(heads, *relation.shape)
+        return AttentionBias(bias.transpose(0, 1), blind[:, None])  # (B, H, Q, K)
 
 
 class Attention(nn.Module):
@@ -184,15 +187,31 @@ class FeedForwardBlock(nn.Module):
 
 
 class Layer(nn.Module):
-    """One layer of the encoder; a pruned block is absent, and with it its residual scaling."""
+    """One layer of the encoder; a pruned block is absent, and with it its residual scaling.
+
+    Attributes:
+        recompute: keep only the input of the layer for the backward pass, and compute the rest again there
+            (activation checkpointing); needs ``use_cache=False``.
+    """
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
+        self.recompute = False
         self.self_att = AttentionBlock(config) if index in config.attention_layers else None
         self.ffn = FeedForwardBlock(config) if index in config.ffn_layers else None
 
-    def forward(self, h: Tensor, bias: AttentionBias, past: KeyValue | None) -> tuple[Tensor, KeyValue | None]:
+    def forward(
+        self, h: Tensor, bias: AttentionBias, past: KeyValue | None, use_cache: bool = True
+    ) -> tuple[Tensor, KeyValue | None]:
         """(B, Q, D) -> (B, Q, D), and all keys and values of this layer, None where its attention is pruned."""
+        if use_cache:
+            return self._run(h, bias, past)
+        if self.recompute and torch.is_grad_enabled():
+            out: Tensor = checkpoint(lambda h, bias: self._run(h, bias, past)[0], h, bias, use_reentrant=False)
+            return out, None
+        return self._run(h, bias, past)[0], None
+
+    def _run(self, h: Tensor, bias: AttentionBias, past: KeyValue | None) -> tuple[Tensor, KeyValue | None]:
         present = None
         if self.self_att is not None:
             h, present = self.self_att(h, bias, past)
@@ -209,14 +228,16 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.num_hidden_layers))
         self.output_layernorm = RMSNorm(config.hidden_size, config.eps)
 
-    def forward(self, h: Tensor, bias: AttentionBias, past: Sequence[KeyValue] | None) -> tuple[Tensor, list[KeyValue]]:
-        """(B, Q, D) -> (B, Q, D), and the keys and values of every kept attention layer."""
+    def forward(
+        self, h: Tensor, bias: AttentionBias, past: Sequence[KeyValue] | None, use_cache: bool = True
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """(B, Q, D) -> (B, Q, D), and the keys and values of every kept attention layer, if ``use_cache``."""
         presents: list[KeyValue] = []
         for layer in self.layers:
             # The past lists kept attention layers only, so the next one to use is the one of the next present; behind
             # the last kept attention there is none left, and none is needed.
             layer_past = past[len(presents)] if past is not None and len(presents) < len(past) else None
-            h, present = layer(h, bias, layer_past)
+            h, present = layer(h, bias, layer_past, use_cache)
             if present is not None:
                 presents.append(present)
         return self.output_layernorm(h), presents
@@ -278,6 +299,7 @@ class CpmBee(nn.Module):
         ext_subs: Tensor | None = None,
         past_key_values: Sequence[KeyValue] | None = None,
         logits_index: Tensor | None = None,
+        use_cache: bool = True,
     ) -> ModelOutput:
         """Run the new tokens of a batch.
 
@@ -290,6 +312,7 @@ class CpmBee(nn.Module):
             ext_subs: (E,) its subscripts.
             past_key_values: what the previous call returned, or None at the start.
             logits_index: (B, R) int64, the positions among the Q that get logits; None for all.
+            use_cache: return keys and values for later calls; training does without.
 
         Raises:
             ValueError: the shapes do not fit together.
@@ -297,8 +320,10 @@ class CpmBee(nn.Module):
         _check_shapes(self.config, input_ids, input_subs, relation, past_key_values)
         if (ext_ids is None) != (ext_subs is None):
             raise ValueError("ext_ids and ext_subs must be given together")
+        if past_key_values is not None and not use_cache:
+            raise ValueError("past_key_values can only be continued with use_cache")
         h = self.input_embedding(input_ids, input_subs)
-        h, presents = self.encoder(h, self.position_bias(relation), past_key_values)
+        h, presents = self.encoder(h, self.position_bias(relation), past_key_values, use_cache)
         selected = h
         if logits_index is not None:
             selected = h.gather(1, logits_index.long()[..., None].expand(-1, -1, h.shape[-1]))  # (B, R, D)
