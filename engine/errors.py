@@ -53,7 +53,7 @@ class ExportError(CpmBeeError, RuntimeError):
 
 
 class DataError(CpmBeeError, ValueError):
-    """A data set, record, mixture or transform that cannot be used; names the file, the data set and the place in it."""
+    """A data set, record, mixture or transform that cannot be used; names the file and the place in it."""
 
 
 class DependencyError(CpmBeeError, ImportError):

@@ -1,0 +1,31 @@
+"""Opening a data set, whoever wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cpmbee.errors import DataError
+from cpmbee.train.data.dataset import Dataset
+from cpmbee.train.data.legacy import META, LegacyDataset
+from cpmbee.train.data.manifest import MANIFEST
+from cpmbee.train.data.records import RecordSet
+
+
+def open_dataset(folder: str | Path) -> RecordSet:
+    """Open a data set of ours or of the original tools, read-only.
+
+    Raises:
+        DataError: there is none, or it is damaged; names the file.
+    """
+    path = Path(folder)
+    if (path / MANIFEST).exists():
+        return Dataset(path)
+    if (path / META).exists():
+        return LegacyDataset(path)
+    what = "is not a data set" if path.exists() else "does not exist"
+    raise DataError(f"{path}: {what}; `cpmbee data build` makes one, with a {MANIFEST} in it")
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a path looks like a data set."""
+    return (path / MANIFEST).exists() or (path / META).exists()
