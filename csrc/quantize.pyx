@@ -13,6 +13,10 @@ cdef extern from "quantize_kernels.h" nogil:
         const float *levels, int num_levels, int refine, uint8_t *numbers, uint8_t *packed, uint16_t *scales,
         double *sums,
     )
+    void cpmbee_expand(
+        const uint8_t *packed, const uint16_t *scales, long vectors, long blocks, int bits, long rows, long columns,
+        float *out,
+    )
 
 
 def quantize(
@@ -60,3 +64,20 @@ def widen(const uint16_t[:, ::1] half, float factor, float[:, :] out):
     with nogil:
         for row in range(half.shape[0]):
             cpmbee_widen(&half[row, 0], half.shape[1], factor, &out[row, 0])
+
+
+def expand(const uint8_t[:, :, :, ::1] packed, const uint16_t[:, :, ::1] scales, int bits, float[:, ::1] out):
+    """See `cpmbee.export.plain_quantize.expand`."""
+    cdef long vectors = packed.shape[1], blocks = scales.shape[1], rows = out.shape[0], columns = out.shape[1]
+    if packed.shape[2] != 16 or packed.shape[3] != 4 or scales.shape[2] != 16 or bits not in (4, 8):
+        raise ValueError("expand: no such format")
+    if scales.shape[0] != packed.shape[0] or blocks < 1 or vectors * 32 // bits % blocks:
+        raise ValueError("expand: numbers and scales do not fit together")
+    if rows > 16 * packed.shape[0] or columns > vectors * 32 // bits:
+        raise ValueError("expand: more is wanted than is stored")
+    if rows < 1 or columns < 1:
+        return
+    with nogil:
+        cpmbee_expand(
+            &packed[0, 0, 0, 0], &scales[0, 0, 0], vectors, blocks, bits, rows, columns, &out[0, 0]
+        )

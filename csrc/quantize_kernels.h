@@ -203,4 +203,33 @@ CPMBEE_QUANTIZE_CLONES static int cpmbee_quantize(const float *rows, const float
     return 0;
 }
 
+/* What stored numbers mean: `rows` outputs from the first of their group on, of which `columns` inputs are wanted. */
+CPMBEE_QUANTIZE_CLONES static void cpmbee_expand(const uint8_t *packed, const uint16_t *scales, long vectors,
+                                                 long blocks, int bits, long rows, long columns, float *out) {
+    const long per_vector = 32 / bits, per_block = vectors * per_vector / blocks;
+    const float zero_point = (float)(1 << (bits - 1));
+    for (long row = 0; row < rows; ++row) {
+        const long group = row / CPMBEE_OUTPUT_LANES, lane = row % CPMBEE_OUTPUT_LANES;
+        const uint8_t *bytes = packed + (group * vectors * CPMBEE_OUTPUT_LANES + lane) * CPMBEE_LANE_BYTES;
+        float *values = out + row * columns;
+        for (long b = 0; b < blocks; ++b) {
+            const float scale = cpmbee_half_value(scales[(group * blocks + b) * CPMBEE_OUTPUT_LANES + lane]);
+            const long begin = b * per_block, end = begin + per_block < columns ? begin + per_block : columns;
+            for (long k = begin; k < end; k += per_vector) {
+                const uint8_t *four = bytes + k / per_vector * CPMBEE_OUTPUT_LANES * CPMBEE_LANE_BYTES;
+                const uint32_t word = four[0] | four[1] << 8 | four[2] << 16 | (uint32_t)four[3] << 24;
+                const int count = (int)(end - k < per_vector ? end - k : per_vector);
+                if (bits == 4 && count == 8) {
+                    for (int i = 0; i < 8; ++i) values[k + i] = ((float)(int)(word >> 4 * i & 15) - zero_point) * scale;
+                } else {
+                    const uint32_t mask = bits == 4 ? 15 : 255;
+                    for (int i = 0; i < count; ++i) {
+                        values[k + i] = ((float)(int)(word >> bits * i & mask) - zero_point) * scale;
+                    }
+                }
+            }
+        }
+    }
+}
+
 #endif

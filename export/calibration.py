@@ -51,8 +51,7 @@ def input_strengths(
                 part.register_forward_pre_hook(_adder(squares, f"{prefix}{name}.weight"))
 
     with few_threads(source.config), torch.no_grad():
-        embedding, hidden = stream_layers(source, "fp32", [t.inputs for t in transcripts], watch, tell)
-        del embedding
+        hidden = stream_layers(source, "fp32", [t.inputs for t in transcripts], watch, tell)
         for transcript, h in zip(transcripts, hidden, strict=True):
             index = torch.from_numpy(transcript.inputs.logits_index[0]).long()
             _add(squares, EMBEDDING, h[0, index])

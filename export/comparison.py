@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,32 @@ TOLERANCE = 1e-4  # of logits, relative to their range
 ROUNDED_TOLERANCE = 1e-1  # the same, where products round activations to int8 and the reference does not
 
 
-class LogitsModel(Protocol):
+class SteppedModel(Protocol):
     """A model with a cache, called like the graph."""
 
     def run(self, inputs: GraphInputs) -> Float32:
         """Logits (B, R, V + E); the new tokens go into the cache."""
+
+
+class LogitsModel(Protocol):
+    """A model that answers calls that are known beforehand."""
+
+    def run_all(self, inputs: Sequence[GraphInputs]) -> Iterator[Float32]:
+        """Logits (B, R, V + E) of one call after the other; what a call writes to the cache, the next ones find."""
+
+
+class Plan(NamedTuple):
+    """A call whose tokens are known before any model has run.
+
+    Attributes:
+        kind: what it exercises.
+        inputs: of the call.
+        places: for each of its sequences the probe and the token that the call begins with.
+    """
+
+    kind: str
+    inputs: GraphInputs
+    places: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -46,7 +67,7 @@ def all_ext(probes: Sequence[Probe]) -> list[tuple[int, int]]:
     return list(dict.fromkeys(token for probe in probes for token in probe.ext))
 
 
-def record(model: LogitsModel, probes: Sequence[Probe], steps: int) -> list[Call]:
+def record(model: SteppedModel, probes: Sequence[Probe], steps: int) -> list[Call]:
     """Run each probe alone, let the model write ``steps`` greedy tokens on the cache, then run all as one batch."""
     calls = []
     ext = all_ext(probes)
@@ -61,6 +82,19 @@ def record(model: LogitsModel, probes: Sequence[Probe], steps: int) -> list[Call
     return calls
 
 
+def plan(probes: Sequence[Probe], steps: int) -> list[Plan]:
+    """Calls like those of `record` for models that run piece by piece: the tokens of the prompt are the answer, too."""
+    plans = []
+    ext = all_ext(probes)
+    for number, probe in enumerate(probes):
+        plans.append(Plan(PROMPT, probe.inputs(0, ext), ((number, 0),)))
+        for step in range(steps):
+            probe.append((probe.ids[step], probe.subs[step]))
+            plans.append(Plan(STEP, probe.inputs(len(probe) - 1, ext), ((number, len(probe) - 1),)))
+    places = tuple((number, 0) for number in range(len(probes)))
+    return [*plans, Plan(BATCH, batch_inputs(probes, 0, ext), places)]
+
+
 def replay(
     model: LogitsModel, calls: Sequence[Call], who: str, reference: str, tolerance: float = TOLERANCE
 ) -> list[Check]:
@@ -72,8 +106,7 @@ def replay(
     errors: dict[str, list[float]] = {}
     undecided: dict[str, int] = {}
     wrong: dict[str, int] = {}
-    for call in calls:
-        logits = model.run(call.inputs)
+    for call, logits in zip(calls, model.run_all([call.inputs for call in calls]), strict=True):
         difference = np.abs(logits - call.logits).max()
         reach = float(np.ptp(call.logits)) or 1.0
         error = float(difference) / reach if np.isfinite(difference) else float("inf")  # NaN is infinitely far
@@ -96,5 +129,5 @@ def replay(
     return checks
 
 
-def _call(model: LogitsModel, kind: str, inputs: GraphInputs) -> Call:
+def _call(model: SteppedModel, kind: str, inputs: GraphInputs) -> Call:
     return Call(kind, inputs, model.run(inputs))

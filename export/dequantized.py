@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +13,8 @@ import onnx
 from numpy.typing import NDArray
 
 from cpmbee.export.graph import build_graph
-from cpmbee.export.packing import LANES, dequantize
-from cpmbee.export.quantize import PANEL_BYTES, Quantization, QuantizedMatrix
+from cpmbee.export.parallel import in_order
+from cpmbee.export.quantize import Quantization, QuantizedMatrix, StoredMatrix, copy_rows
 from cpmbee.export.report import Check
 from cpmbee.export.sources import TensorSource
 from cpmbee.export.weights import QUANTIZED
@@ -78,20 +80,31 @@ class DequantizedSource:
         place = self._places.get(name)
         if place is None:
             return self._source.read(name)
+        return self._stored(place).rows(place.first, place.first + place.rows)
+
+    def error(self, name: str) -> float:
+        """RMS of what quantization changed over that of the checkpoint's values; 0 where both are zero."""
+        exact, place = self.original(name), self._places[name]
+        stored = self._stored(place)
+
+        def sums(start: int) -> tuple[float, float]:
+            wide = np.empty((min(stored.panel_rows, place.rows - start), stored.dim_in), np.float32)
+            left = np.empty_like(wide)
+            copy_rows([exact], start, 1.0, wide)
+            stored.write(place.first + start, left)
+            left -= wide
+            return float(np.vdot(left, left)), float(np.vdot(wide, wide))
+
+        panels = list(in_order(sums, range(0, place.rows, stored.panel_rows)))
+        error, power = (math.fsum(column) for column in zip(*panels, strict=True))
+        if error == 0:
+            return 0.0
+        return math.inf if power == 0 else math.sqrt(error / power)
+
+    def _stored(self, place: _Place) -> StoredMatrix:
         matrix = place.matrix
         packed, scales = (self._tensors[tensor.name] for tensor in (matrix.weight, matrix.scales))
-        values = np.empty((place.rows, matrix.dim_in), np.float32)
-        end = place.first + place.rows
-        step = max(1, PANEL_BYTES // (4 * LANES * matrix.dim_in))
-        for group in range(place.first // LANES, -(-end // LANES), step):
-            groups = slice(group, group + step)
-            start = group * LANES
-            rows = dequantize(packed[groups], scales[groups], matrix.dim_out - start, matrix.dim_in, matrix.layout)
-            begin = max(place.first - start, 0)
-            wanted = rows[begin : end - start]
-            first = start + begin - place.first
-            np.divide(wanted, np.float32(matrix.factor), out=values[first : first + len(wanted)])
-        return values
+        return StoredMatrix(packed, scales, matrix.layout, matrix.dim_in, matrix.factor)
 
     def original(self, name: str) -> Array:
         """The tensor that the checkpoint has."""
@@ -102,29 +115,17 @@ class DequantizedSource:
         return self._source.originals(name)
 
 
-def check_weights(source: DequantizedSource) -> Check:
+def check_weights(source: DequantizedSource, tell: Callable[[str, float], None]) -> Check:
     """Whether the file's weights are the checkpoint's, but for the rounding."""
     worst, where, passed = 0.0, "", True
-    for name, bits in source.quantized.items():
-        error = relative_error(source.original(name), source.read(name))
+    for number, (name, bits) in enumerate(source.quantized.items()):
+        tell("comparing weights", number / len(source.quantized))
+        error = source.error(name)
         passed = passed and error <= LARGEST_ERROR[bits]
         if error / LARGEST_ERROR[bits] >= worst:
             worst, where = error / LARGEST_ERROR[bits], f"{error:.1e} (int{bits}) in {name}"
     detail = f"against the checkpoint, dequantized: largest relative RMS error {where}, {len(source.quantized)} tensors"
     return Check("weights", passed, detail)
-
-
-def relative_error(exact: Array, rounded: Array) -> float:
-    """RMS of the difference over RMS of the exact values; 0 where both are zero."""
-    power = error = 0.0
-    step = max(1, PANEL_BYTES // (4 * exact.shape[1]))
-    for start in range(0, len(exact), step):
-        wide = exact[start : start + step].astype(np.float32)
-        power += float(np.square(wide).sum(dtype=np.float64))
-        error += float(np.square(rounded[start : start + step] - wide).sum(dtype=np.float64))
-    if error == 0:
-        return 0.0
-    return float("inf") if power == 0 else float(np.sqrt(error / power))
 
 
 def external_tensors(model_file: Path) -> dict[str, Array]:

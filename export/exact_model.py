@@ -8,74 +8,49 @@ reference as closely as an fp32 export does.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import onnx
-import onnxruntime as ort
-from onnx import TensorProto, helper
+import onnx.inliner
+from numpy.typing import NDArray
+from onnx import helper
 
-from cpmbee.config import ModelConfig
+from cpmbee.export.builder import CONTRIB
 from cpmbee.export.dequantized import external_tensors
-from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION, FUNCTION_OPSET, int64s
-from cpmbee.export.onnx_model import OnnxModel
-from cpmbee.export.quantized_embedding import attribute_vector, nibbles
+from cpmbee.export.functions import DOMAIN
+from cpmbee.export.packing import BlockFormat
+from cpmbee.export.pieces import PiecewiseModel
+from cpmbee.export.quantize import StoredMatrix
 from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
 
-
-def exact_model(model_file: Path, config: ModelConfig, cache_rows: int) -> OnnxModel:
-    """A session on a quantized folder's model with exact products; the file itself is not touched."""
-    model = onnx.load(model_file, load_external_data=False)
-    for node in model.graph.node:
-        if node.domain == DOMAIN and node.op_type == QUANTIZED_LINEAR:
-            (bits,) = (attribute.i for attribute in node.attribute if attribute.name == "bits")
-            node.op_type = _name(bits)
-    model.functions.extend(_exact_linear(bits) for bits in (4, 8))
-    return OnnxModel(
-        model.SerializeToString(),
-        config,
-        cache_rows,
-        use_native=False,
-        level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL,  # or every matrix would be dequantized for good
-        initializers=external_tensors(model_file),
-    )
+Array = NDArray[Any]
 
 
-def _name(bits: int) -> str:
-    return f"ExactLinear{bits}"
+class ExactModel(PiecewiseModel):
+    """A quantized folder's model with exact products, a few matrices in fp32 at a time; the file is not touched.
+
+    Args:
+        model_file: ``model.onnx``, its data file beside it.
+    """
+
+    def __init__(self, model_file: Path) -> None:
+        model = onnx.load(model_file, load_external_data=False)
+        super().__init__(model, external_tensors(model_file), use_native=False)
+
+    def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, QUANTIZED_LINEAR)], exclude=True)
+        for node in inlined.graph.node:
+            if (node.domain, node.op_type) == (DOMAIN, QUANTIZED_LINEAR):
+                value, packed, scales = node.input
+                matrix = f"{packed}/fp32"
+                weights[matrix] = _dequantized(node, weights[packed], weights[scales])
+                node.CopyFrom(helper.make_node("FusedMatMul", [value, matrix], node.output, domain=CONTRIB, transB=1))
+        read = {name for node in inlined.graph.node for name in node.input}
+        return inlined, {name: array for name, array in weights.items() if name in read}
 
 
-def _exact_linear(bits: int) -> onnx.FunctionProto:
-    """``QuantizedLinear`` without rounding of ``x``, for weights of 4 or 8 bits."""
-    nodes = [
-        int64s("last", [-1]),
-        int64s("zero", [0]),
-        int64s("axes", [0, 1]),
-        int64s("origin", [0, 0]),
-        helper.make_node("Transpose", ["weight"], ["bytes"], perm=[0, 2, 1, 3]),
-        *(nibbles() if bits == 4 else [helper.make_node("Identity", ["bytes"], ["numbers"])]),
-        helper.make_node("Cast", ["numbers"], ["unsigned"], to=TensorProto.FLOAT),
-        helper.make_node("Constant", [], ["zero_point"], value_float=float(1 << (bits - 1))),
-        helper.make_node("Sub", ["unsigned", "zero_point"], ["signed"]),
-        *attribute_vector("block_size"),
-        helper.make_node("Concat", ["last", "block_size"], ["blocks_shape"], axis=0),
-        helper.make_node("Reshape", ["signed", "blocks_shape"], ["blocks"]),  # (outputs * blocks, block)
-        helper.make_node("Cast", ["scales"], ["scales_float"], to=TensorProto.FLOAT),
-        helper.make_node("Transpose", ["scales_float"], ["scales_by_output"], perm=[0, 2, 1]),
-        int64s("column", [-1, 1]),
-        helper.make_node("Reshape", ["scales_by_output", "column"], ["block_scales"]),
-        helper.make_node("Mul", ["blocks", "block_scales"], ["values"]),
-        helper.make_node("Shape", ["scales"], ["num_blocks"], start=1, end=2),
-        helper.make_node("Mul", ["num_blocks", "block_size"], ["padded_width"]),
-        helper.make_node("Concat", ["last", "padded_width"], ["padded_shape"], axis=0),
-        helper.make_node("Reshape", ["values", "padded_shape"], ["padded"]),
-        *attribute_vector("out_features"),
-        *attribute_vector("in_features"),
-        helper.make_node("Concat", ["out_features", "in_features"], ["end"], axis=0),
-        helper.make_node("Slice", ["padded", "origin", "end", "axes"], ["matrix"]),
-        helper.make_node("Transpose", ["matrix"], ["columns"], perm=[1, 0]),
-        helper.make_node("MatMul", ["x", "columns"], ["y"]),
-    ]
-    opsets = [helper.make_opsetid("", FUNCTION_OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)]
-    attributes = ["bits", "block_size", "in_features", "out_features"]
-    return helper.make_function(
-        DOMAIN, _name(bits), ["x", "weight", "scales"], ["y"], nodes, opsets, attributes=attributes
-    )
+def _dequantized(node: onnx.NodeProto, packed: Array, scales: Array) -> Array:
+    """A product's matrix, fp32 (outputs, inputs)."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    layout = BlockFormat(attributes["bits"], attributes["block_size"])
+    return StoredMatrix(packed, scales, layout, attributes["in_features"]).rows(0, attributes["out_features"])

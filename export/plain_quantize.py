@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from cpmbee.export.packing import LANES, BlockFormat, Float16, Float32, Uint8, as_half, pack
+from cpmbee.export.packing import LANES, BlockFormat, Float16, Float32, Uint8, as_half, dequantize, pack
 
 
 class Quantized(NamedTuple):
@@ -70,6 +70,19 @@ def quantize(
 def widen(half: NDArray[np.uint16], factor: float, out: Float32) -> None:
     """Write finite fp16 numbers, given by their bits, times ``factor`` to ``out``; the product is taken in fp32."""
     np.multiply(half.view(np.float16), np.float32(factor), out=out, dtype=np.float32)
+
+
+def expand(packed: Uint8, scales: NDArray[np.uint16], bits: int, out: Float32) -> None:
+    """Write what stored numbers mean to ``out``, fp32 (outputs, inputs), which may leave out the padding.
+
+    Args:
+        packed: bytes of whole groups of outputs, (groups, inputs / p, 16, 4).
+        scales: bits of their fp16 scales, (groups, blocks, 16).
+        bits: 4 or 8.
+        out: receives the values.
+    """
+    layout = BlockFormat(bits, packed.shape[1] * 32 // bits // scales.shape[1])
+    out[:] = dequantize(packed, scales.view(np.float16), *out.shape, layout)
 
 
 def _search(w: Float32, h: Float32, extreme: Float32, zero_point: np.float32, levels: Float32, refine: bool) -> Float16:

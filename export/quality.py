@@ -25,8 +25,8 @@ def measure(model: LogitsModel, transcripts: Sequence[Transcript], expected: Ite
     """
     divergence = 0.0
     positions = agreed = right = reference_right = 0
-    for transcript, theirs in zip(transcripts, expected, strict=True):
-        ours = model.run(transcript.inputs)[0]
+    answers = model.run_all([transcript.inputs for transcript in transcripts])
+    for transcript, theirs, (ours,) in zip(transcripts, expected, answers, strict=True):
         divergence += float(kl_divergence(theirs, ours).sum())
         positions += len(ours)
         our_choice, their_choice = (_choice(logits, transcript) for logits in (ours, theirs))

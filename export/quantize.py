@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpmbee.export.packing import LANES, BlockFormat, Float32, Uint8
+from cpmbee.export.packing import LANES, BlockFormat, Float16, Float32, Uint8
+from cpmbee.export.parallel import in_order
 from cpmbee.export.plain_quantize import Quantized
 from cpmbee.export.weights import StoredTensor, scaled
-from cpmbee.machine import physical_cores
 
 if TYPE_CHECKING:
-    from cpmbee.export.plain_quantize import quantize, widen
+    from cpmbee.export.plain_quantize import expand, quantize, widen
 else:
     try:
-        from cpmbee._quantize import quantize, widen
+        from cpmbee._quantize import expand, quantize, widen
     except ImportError:
-        from cpmbee.export.plain_quantize import quantize, widen
+        from cpmbee.export.plain_quantize import expand, quantize, widen
         from cpmbee.plain import warn_not_built
 
         warn_not_built()
@@ -131,13 +129,13 @@ class QuantizedMatrix:
             if not hasattr(buffers, "values"):  # the padding stays zero
                 buffers.values = np.zeros((min(step, rows), columns), np.float32)
             values = buffers.values[: rows - start]
-            _copy_rows(tensors, start, self.factor, values[:, : self.dim_in])
+            copy_rows(tensors, start, self.factor, values[:, : self.dim_in])
             bits, block_size = self.layout.bits, self.layout.block_size
             return Quantized(*quantize(values, importance, bits, block_size, levels, self._method == "search"))
 
         error = power = 0.0
         self._scales.clear()
-        for made in _in_order(panel, range(0, rows, step)):
+        for made in in_order(panel, range(0, rows, step)):
             self._scales.append(made.scales)
             error += made.error
             power += made.power
@@ -149,7 +147,7 @@ class QuantizedMatrix:
         self._scales.clear()
 
 
-def _copy_rows(tensors: Sequence[Array], start: int, factor: float, out: Float32) -> None:
+def copy_rows(tensors: Sequence[Array], start: int, factor: float, out: Float32) -> None:
     """Rows from ``start`` on of matrices that lie one below the other, times ``factor``; zeros behind the last."""
     first = 0  # row of the whole where the tensor begins
     for tensor in tensors:
@@ -164,14 +162,45 @@ def _copy_rows(tensors: Sequence[Array], start: int, factor: float, out: Float32
     out[max(0, first - start) :] = 0
 
 
-def _in_order(work: Any, items: Iterable[int]) -> Iterator[Any]:
-    """Results in the order of the items, one thread per core working a little ahead."""
-    workers = physical_cores()
-    pending: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        for item in items:
-            pending.append(pool.submit(work, item))
-            if len(pending) > workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+class StoredMatrix(NamedTuple):
+    """A quantized matrix of a file.
+
+    Attributes:
+        packed: its bytes.
+        scales: its scales.
+        layout: bits and block size.
+        dim_in: its inputs, without padding.
+        factor: that it has over what is wanted.
+    """
+
+    packed: Uint8
+    scales: Float16
+    layout: BlockFormat
+    dim_in: int
+    factor: float = 1.0
+
+    def rows(self, start: int, end: int) -> Float32:
+        """Some of its rows over the factor, fp32, made on all cores."""
+        values = np.empty((end - start, self.dim_in), np.float32)
+
+        def panel(row: int) -> None:
+            self.write(row, values[row - start : row - start + self.panel_rows])
+
+        for _ in in_order(panel, range(start, end, self.panel_rows)):
+            pass
+        return values
+
+    @property
+    def panel_rows(self) -> int:
+        """Rows that fit into `PANEL_BYTES` of fp32."""
+        return max(1, PANEL_BYTES // (4 * self.dim_in))
+
+    def write(self, start: int, out: Float32) -> None:
+        """Write its rows from ``start`` on, over the factor."""
+        first = start // LANES
+        groups = slice(first, -(-(start + len(out)) // LANES))
+        skipped = start - first * LANES
+        whole = np.empty((skipped + len(out), self.dim_in), np.float32) if skipped else out
+        expand(self.packed[groups], self.scales[groups].view(np.uint16), self.layout.bits, whole)
+        if skipped or self.factor != 1.0:
+            np.divide(whole[skipped:], np.float32(self.factor), out=out)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cpmbee.config import ModelConfig
-from cpmbee.export.comparison import PROMPT, Call, all_ext
+from cpmbee.export.comparison import Call, all_ext, plan
 from cpmbee.export.memory import fp32_bytes
 from cpmbee.export.probes import GraphInputs, Probe
 from cpmbee.export.reference import ReferenceBackend, ReferenceRunner
@@ -65,18 +65,36 @@ def load_reference(source: TensorSource, precision: Precision) -> CpmBee:
 
 
 @torch.no_grad()
-def record_streamed(source: TensorSource, precision: Precision, probes: Sequence[Probe]) -> list[Call]:
-    """What `cpmbee.export.comparison.record` records of prompts, with one layer in memory at a time."""
-    ext = all_ext(probes)
-    inputs = [probe.inputs(0, ext) for probe in probes]
-    embedding, hidden = stream_layers(source, precision, inputs)
-    return [Call(PROMPT, call, _logits(embedding, h, call)[None]) for h, call in zip(hidden, inputs, strict=True)]
+def record_streamed(
+    source: TensorSource, precision: Precision, probes: Sequence[Probe], steps: int, tell: Progress | None = None
+) -> list[Call]:
+    """What the reference says to the calls of `cpmbee.export.comparison.plan`, with one layer in memory at a time.
+
+    It reads each probe once, with all of its tokens: none of them sees what comes after it.
+    """
+    plans = plan(probes, steps)
+    whole = [probe.inputs(0, all_ext(probes)) for probe in probes]
+    hidden = stream_layers(source, precision, whole, tell=tell)
+    embedding = load_embedding(source, precision)
+    calls = []
+    for kind, inputs, places in plans:
+        index = _tensor(inputs.logits_index).long()
+        selected = torch.stack([hidden[n][0, first + row] for (n, first), row in zip(places, index, strict=True)])
+        calls.append(Call(kind, inputs, _logits(embedding, selected, inputs)))
+    return calls
 
 
 def streamed_logits(source: TensorSource, inputs: Sequence[GraphInputs], tell: Progress) -> Iterator[NDArray[Any]]:
     """The fp32 reference's logits (R, V + E) for each call of one sequence, one layer in memory at a time."""
-    embedding, hidden = stream_layers(source, "fp32", inputs, tell=tell)
-    return (_logits(embedding, h, call) for h, call in zip(hidden, inputs, strict=True))
+    hidden = stream_layers(source, "fp32", inputs, tell=tell)
+    embedding = load_embedding(source, "fp32")
+    indices = (_tensor(call.logits_index)[0].long() for call in inputs)
+    return (_logits(embedding, h[0, i], call) for h, i, call in zip(hidden, indices, inputs, strict=True))
+
+
+def load_embedding(source: TensorSource, precision: Precision) -> ExtendedEmbedding:
+    """The embedding, which is the head as well."""
+    return _filled(lambda: ExtendedEmbedding(source.config), source, "input_embedding.", precision)
 
 
 @torch.no_grad()
@@ -86,7 +104,7 @@ def stream_layers(
     inputs: Sequence[GraphInputs],
     watch: Callable[[nn.Module, str], None] | None = None,
     tell: Progress | None = None,
-) -> tuple[ExtendedEmbedding, list[Tensor]]:
+) -> list[Tensor]:
     """Run calls of one sequence each through the model, layer by layer.
 
     Args:
@@ -97,11 +115,12 @@ def stream_layers(
         tell: is told how much is done.
 
     Returns:
-        The embedding, and for each call the hidden state after the final norm, (1, Q, D).
+        For each call the hidden state after the final norm, (1, Q, D).
     """
     config = source.config
-    embedding = _filled(lambda: ExtendedEmbedding(config), source, "input_embedding.", precision)
+    embedding = load_embedding(source, precision)
     hidden = [embedding(_tensor(call.input_ids), _tensor(call.input_subs)) for call in inputs]
+    del embedding  # the largest tensor of all; who needs the head loads it again
     table = _filled(
         lambda: BucketedBias(config.num_bias_rows, config.num_attention_heads), source, "position_bias.", precision
     )
@@ -115,13 +134,12 @@ def stream_layers(
         for n, call in enumerate(inputs):
             hidden[n] = layer(hidden[n], table(_tensor(call.relation)), None)[0]
     norm = _filled(lambda: RMSNorm(config.hidden_size, config.eps), source, "encoder.output_layernorm.", precision)
-    return embedding, [norm(h) for h in hidden]
+    return [norm(h) for h in hidden]
 
 
 @torch.no_grad()
-def _logits(embedding: ExtendedEmbedding, hidden: Tensor, inputs: GraphInputs) -> NDArray[np.float32]:
-    """(R, V + E)."""
-    selected = hidden[0, _tensor(inputs.logits_index)[0].long()]
+def _logits(embedding: ExtendedEmbedding, selected: Tensor, inputs: GraphInputs) -> NDArray[np.float32]:
+    """(..., D) -> (..., V + E)."""
     logits: NDArray[np.float32] = embedding.logits(selected, _tensor(inputs.ext_ids), _tensor(inputs.ext_subs)).numpy()
     return logits
 

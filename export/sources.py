@@ -114,6 +114,9 @@ class HashedSource:
     """
 
     def __init__(self, source: TensorSource) -> None:
+        self.config = source.config
+        self.vocab_file = source.vocab_file
+        self.format = source.format
         self._source = source
         self._hashes: dict[str, str] = {}
 
@@ -121,6 +124,10 @@ class HashedSource:
         """One tensor of the source."""
         self._hash(name)
         return self._source.read(name)
+
+    def originals(self, name: str) -> tuple[Array, ...]:
+        """What the source makes a tensor of."""
+        return self._source.originals(name)
 
     def hexdigest(self) -> str:
         """SHA-256 over all tensors; reads those that nobody has asked for."""

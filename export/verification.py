@@ -12,22 +12,24 @@ question, and no check: the report's quality answers it, against fp32 and on req
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import onnx
+
 from cpmbee import native
 from cpmbee.engine import Engine
 from cpmbee.errors import ExportError
 from cpmbee.export.answers import Answers, NoisyBackend, compare_answers, write_answers
-from cpmbee.export.comparison import ROUNDED_TOLERANCE, TOLERANCE, Call, record, replay
-from cpmbee.export.dequantized import DequantizedSource, check_weights, stored_quantization
-from cpmbee.export.exact_model import exact_model
+from cpmbee.export.comparison import ROUNDED_TOLERANCE, TOLERANCE, Call, LogitsModel, plan, record, replay
+from cpmbee.export.dequantized import DequantizedSource, check_weights, external_tensors, stored_quantization
+from cpmbee.export.exact_model import ExactModel
 from cpmbee.export.memory import available_memory, fp32_bytes
 from cpmbee.export.onnx_model import OnnxModel
+from cpmbee.export.pieces import PiecewiseModel
 from cpmbee.export.probes import Probe, make_probes, make_requests
 from cpmbee.export.quality import measure
 from cpmbee.export.report import Check, Quality, VerificationReport
@@ -47,7 +49,6 @@ Progress = Callable[[str, float], None]
 STEPS = 4  # cached tokens after each prompt
 CACHE_ROWS = 2048
 LARGE_MODEL_BYTES = 256 << 20  # of fp32 weights, from which on an exact product takes its time
-EXACT_COPIES = 5  # of the largest matrix in fp32, while its numbers become a matrix for an exact product
 COPIES = 4  # of the weights in fp32, the most that comparing everything holds: reference, widened file, packed file
 REFERENCE, NATIVE, FUNCTIONS = "PyTorch reference", "native kernels", "function bodies"
 
@@ -109,7 +110,12 @@ def examine(
     tell("checking files", 0.0)
     subject = _Subject(open_folder(folder, verify_hashes=True))
     transcripts = [] if quality is None else subject.transcripts(quality)
-    source = open_source(checkpoint, lora, lora_alpha)
+    source = HashedSource(open_source(checkpoint, lora, lora_alpha))
+    truth: TensorSource = source
+    weights = []
+    if subject.quantization is not None and _same_shapes(subject.model, source):
+        truth = DequantizedSource(source, subject.model, subject.quantization)
+        weights.append(check_weights(truth, tell))  # hashes the checkpoint on the way
     checks = [
         Check("files", True, f"all files have the sizes and hashes in {MANIFEST}"),
         _check_source(subject.model, source),
@@ -119,14 +125,9 @@ def examine(
         checks.append(Check("requests", False, detail))
     if not all(check.passed for check in checks):
         return VerificationReport(tuple(checks), ("nothing else was compared",), time.perf_counter() - started)
-    truth: TensorSource = source
-    if subject.quantization is not None:
-        tell("comparing weights", 0.0)
-        dequantized = DequantizedSource(source, subject.model, subject.quantization)
-        checks.append(check_weights(dequantized))
-        truth = dequantized
+    checks += weights
     tell("running the reference", 0.1)
-    expected, notes = _expect(subject, truth)
+    expected, notes = _expect(subject, truth, tell)
     kinds = [FUNCTIONS] if expected.by != FUNCTIONS else []
     if native.library_path() is None:
         notes.append("native kernels not compared: the op library is not built, or CPMBEE_NATIVE=0 switches it off")
@@ -134,9 +135,7 @@ def examine(
         kinds.insert(0, NATIVE)
     if subject.quantization is not None and expected.by == REFERENCE:
         tell("running exact products", 0.1)
-        exact_checks, exact_notes = _compare_exact(subject, expected)
-        checks += exact_checks
-        notes += exact_notes
+        checks += _compare_exact(subject, expected)
     for n, kind in enumerate(kinds):
         tell(f"running the {kind}", (n + 1) / (len(kinds) + 1))
         checks += _compare(subject, expected, kind)
@@ -157,7 +156,7 @@ class _Subject:
         model: the folder.
         quantization: how its matrices are quantized, or None where they are not.
         requests: those that the model can encode.
-        frugal: memory is short, so that nothing may hold a second copy of the weights.
+        frugal: memory is short, so that nothing may hold all weights at once.
     """
 
     def __init__(self, model: ModelFolder) -> None:
@@ -184,8 +183,14 @@ class _Subject:
 
     def onnx_model(self, kind: str, cache_rows: int = CACHE_ROWS) -> OnnxModel:
         """A session on the folder for comparing logits."""
-        use_native = kind == NATIVE
-        return OnnxModel(self.model.model, self.model.config, cache_rows, use_native=use_native, frugal=self.frugal)
+        return OnnxModel(self.model.model, self.model.config, cache_rows, use_native=kind == NATIVE)
+
+    def logits_model(self, kind: str) -> LogitsModel:
+        """The folder's model for calls that are known beforehand, piece by piece where memory is short."""
+        if not self.frugal:
+            return self.onnx_model(kind)
+        model = onnx.load(self.model.model, load_external_data=False)
+        return PiecewiseModel(model, external_tensors(self.model.model), use_native=kind == NATIVE)
 
     def engine(self, kind: str) -> Engine:
         """An engine on the folder."""
@@ -214,35 +219,38 @@ class _Expected:
     answers: tuple[Answers, CpmBee] | None = None
 
 
-def _expect(subject: _Subject, source: TensorSource) -> tuple[_Expected, list[str]]:
+def _expect(subject: _Subject, source: TensorSource, tell: Progress) -> tuple[_Expected, list[str]]:
     """The best reference that this machine can run, and notes on what it leaves out."""
+    needed, available = COPIES * fp32_bytes(subject.model.config), available_memory()
+    notes = []
+    if needed > available:
+        subject.frugal = True
+        notes.append(
+            "everything ran one layer at a time: answers were not compared, for that needs "
+            f"{needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
+        )
     try:
         import torch  # noqa: F401
     except ImportError:
-        calls = record(subject.onnx_model(FUNCTIONS), subject.probes(), STEPS)
-        return _Expected(FUNCTIONS, calls), ["PyTorch reference not run: torch is not installed"]
+        notes.insert(0, "PyTorch reference not run: torch is not installed")
+        plans = plan(subject.probes(), STEPS)
+        answers = subject.logits_model(FUNCTIONS).run_all([planned.inputs for planned in plans])
+        return _Expected(FUNCTIONS, [Call(p.kind, p.inputs, a) for p, a in zip(plans, answers, strict=True)]), notes
     from cpmbee.export.reference_loading import ReferenceModel, few_threads, load_reference, record_streamed
 
     precision: Precision = "fp16" if subject.model.precision.get("embedding") == "fp16" else "fp32"
-    needed, available = COPIES * fp32_bytes(subject.model.config), available_memory()
-    if needed > available:
-        subject.frugal = True
-        note = (
-            "only logits of prompts were compared, the reference running one layer at a time: cached steps and answers "
-            f"need {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available"
-        )
-        with few_threads(subject.model.config):
-            return _Expected(REFERENCE, record_streamed(source, precision, subject.probes())), [note]
-    model = load_reference(source, precision)
     with few_threads(subject.model.config):
+        if subject.frugal:
+            return _Expected(REFERENCE, record_streamed(source, precision, subject.probes(), STEPS, tell)), notes
+        model = load_reference(source, precision)
         calls = record(ReferenceModel(model, CACHE_ROWS), subject.probes(), STEPS)
-        answers = write_answers(subject.reference_engine(model), subject.requests)
-    return _Expected(REFERENCE, calls, (answers, model)), []
+        written = write_answers(subject.reference_engine(model), subject.requests)
+    return _Expected(REFERENCE, calls, (written, model)), notes
 
 
 def _compare(subject: _Subject, expected: _Expected, kind: str) -> list[Check]:
     """Logits and, where they are known, answers."""
-    checks = replay(subject.onnx_model(kind), expected.calls, kind, expected.by, subject.tolerance)
+    checks = replay(subject.logits_model(kind), expected.calls, kind, expected.by, subject.tolerance)
     if expected.answers is not None:
         answers, model = expected.answers
         error = min(subject.tolerance, max(check.error or 0.0 for check in checks))
@@ -251,29 +259,15 @@ def _compare(subject: _Subject, expected: _Expected, kind: str) -> list[Check]:
     return checks
 
 
-def _compare_exact(subject: _Subject, expected: _Expected) -> tuple[list[Check], list[str]]:
+def _compare_exact(subject: _Subject, expected: _Expected) -> list[Check]:
     """Logits of the quantized graph without rounding of activations.
 
-    Each call makes all matrices anew, so a large model gets one of each kind: a prompt, a cached step behind it, the
-    batch. Where memory is short only prompts are known.
+    For a large model one call of each kind has to do: a prompt, a cached step behind it, the batch.
     """
-    config = subject.model.config
-    largest = max(map(math.prod, expected_tensors(config).values()))
-    needed, available = EXACT_COPIES * 4 * largest, available_memory()
-    if needed > available:
-        note = (
-            f"exact products not compared: they need {needed / 1e9:.1f} GB of memory for the largest matrix, "
-            f"{available / 1e9:.1f} GB are available"
-        )
-        return [], [note]
     calls = expected.calls
-    if subject.frugal:
-        calls = calls[:1]
-    elif fp32_bytes(config) > LARGE_MODEL_BYTES:
+    if fp32_bytes(subject.model.config) > LARGE_MODEL_BYTES:
         calls = [*calls[:2], calls[-1]]
-    rows = max(int(call.inputs.slots.max()) for call in calls)
-    exact = exact_model(subject.model.model, config, rows)
-    return replay(exact, calls, "exact products", expected.by), []
+    return replay(ExactModel(subject.model.model), calls, "exact products", expected.by)
 
 
 def _measure(subject: _Subject, source: TensorSource, transcripts: list[Transcript], tell: Progress) -> Quality:
@@ -287,9 +281,14 @@ def _measure(subject: _Subject, source: TensorSource, transcripts: list[Transcri
         return measure(model, transcripts, expected)
 
 
-def _check_source(model: ModelFolder, source: TensorSource) -> Check:
+def _same_shapes(model: ModelFolder, source: TensorSource) -> bool:
+    """Whether the checkpoint can be the one that was exported."""
+    return expected_tensors(model.config) == expected_tensors(source.config)
+
+
+def _check_source(model: ModelFolder, source: HashedSource) -> Check:
     """Whether the checkpoint is the one that was exported."""
     manifest = json.loads((model.path / MANIFEST).read_text(encoding="utf-8"))
-    same = manifest.get("source", {}).get("sha256") == HashedSource(source).hexdigest()
+    same = manifest.get("source", {}).get("sha256") == source.hexdigest()
     found = "the one" if same else "not the one"
     return Check("source", same, f"the checkpoint, with its LoRA delta if any, is {found} that was exported")

@@ -66,6 +66,40 @@ def test_compiled_widening_equals_plain() -> None:
         assert plain.tobytes() == (halves.view(np.float16).astype(np.float32) * np.float32(factor)).tobytes()
 
 
+@given(st.sampled_from([4, 8]), st.sampled_from(BLOCK_SIZES), st.integers(1, 48), st.integers(1, 300))
+def test_compiled_expansion_equals_plain(bits: int, block_size: int, dim_out: int, dim_in: int) -> None:
+    compiled = pytest.importorskip("cpmbee._quantize")
+    layout, rng = BlockFormat(bits, block_size), np.random.default_rng(dim_in)
+    packed = rng.integers(0, 256, layout.weight_shape(dim_out, dim_in), np.uint8)
+    halves = rng.standard_normal(layout.scales_shape(dim_out, dim_in)).astype(np.float16).view(np.uint16)
+    ours, plain = np.empty((2, dim_out, dim_in), np.float32)
+    compiled.expand(packed, halves, bits, ours)
+    plain_quantize.expand(packed, halves, bits, plain)
+    np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize("start", [0, 5, 16, 37])
+def test_rows_of_a_stored_matrix(start: int) -> None:
+    layout, rng = BlockFormat(4, 32), np.random.default_rng(0)
+    packed = rng.integers(0, 256, layout.weight_shape(80, 100), np.uint8)
+    scales = rng.standard_normal(layout.scales_shape(80, 100)).astype(np.float16)
+    whole = dequantize(packed, scales, 80, 100, layout)
+    stored = quantize_module.StoredMatrix(packed, scales, layout, 100, factor=0.5)
+    np.testing.assert_array_equal(stored.rows(start, 70), whole[start:70] * 2)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"bits": 5}, {"scales": np.zeros((1, 2, 16), "u2")}, {"scales": np.zeros((2, 3, 16), "u2")}]
+    + [{"out": np.zeros(shape, "f4")} for shape in ((33, 64), (32, 65))],
+)
+def test_compiled_expansion_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
+    compiled = pytest.importorskip("cpmbee._quantize")
+    stored = {"packed": np.zeros((2, 8, 16, 4), np.uint8), "scales": np.zeros((2, 2, 16), np.uint16)}
+    with pytest.raises(ValueError, match="expand"):
+        compiled.expand(**{**stored, "bits": 4, "out": np.zeros((32, 64), np.float32), **change})
+
+
 @every_format
 def test_search_is_never_worse_than_rounding(bits: int, block_size: int) -> None:
     rows = awkward_rows(256)

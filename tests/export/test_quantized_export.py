@@ -1,5 +1,6 @@
 """Quantized folders: what is in them, and that they compute what their numbers mean."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -15,11 +16,11 @@ import torch
 from cpmbee import native
 from cpmbee.engine import Engine
 from cpmbee.errors import CheckpointError, ConfigError, ExportError
-from cpmbee.export import export, verify, weights
+from cpmbee.export import export, pieces, verification, verify, weights
 from cpmbee.export import quantize as quantize_module
 from cpmbee.export.comparison import ROUNDED_TOLERANCE, Call, record, replay
 from cpmbee.export.dequantized import DequantizedSource, check_weights, external_tensors, stored_quantization
-from cpmbee.export.exact_model import exact_model
+from cpmbee.export.exact_model import ExactModel
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.packing import BLOCK_SIZES
 from cpmbee.export.reference_loading import ReferenceModel, load_reference
@@ -52,13 +53,17 @@ def dequantized_calls(checkpoint: Path, out: Path) -> list[Call]:
 
 @every_precision
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_are_those_of_the_dequantized_reference(name: str, precision: Precision, tmp_path: Path) -> None:
+def test_logits_are_those_of_the_dequantized_reference(
+    name: str, precision: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpoint, out = make_folder(tmp_path, CONFIGS[name], precision, block_size=32)
     onnx.checker.check_model(str(out / "model.onnx"), full_check=True)
     calls = dequantized_calls(checkpoint, out)
-    for check in replay(exact_model(out / "model.onnx", CONFIGS[name], CACHE_ROWS), calls, "exact", "reference"):
-        assert check.error is not None
-        assert check.error < 2e-5, check
+    for budget in (1, pieces.PIECE_BYTES):  # every product alone, all at once
+        monkeypatch.setattr(pieces, "PIECE_BYTES", budget)
+        for check in replay(ExactModel(out / "model.onnx"), calls, "exact", "reference"):
+            assert check.error is not None
+            assert check.error < 2e-5, check
     for use_native in (False, True):
         model = OnnxModel(out / "model.onnx", CONFIGS[name], CACHE_ROWS, use_native=use_native)
         for check in replay(model, calls, "rounded", "reference", ROUNDED_TOLERANCE):
@@ -171,7 +176,7 @@ def test_weights_come_back_under_the_checkpoints_names(precision: Precision, tmp
         assert np.abs(rounded - exact).max() < (0.02 if stored_bits == 8 else 0.25) * np.abs(exact).max()
     norm = "encoder.output_layernorm.weight"
     np.testing.assert_array_equal(source.read(norm), source.original(norm))
-    assert check_weights(source).passed
+    assert check_weights(source, lambda stage, fraction: None).passed
 
 
 @pytest.mark.parametrize("block_size", BLOCK_SIZES)
@@ -208,16 +213,14 @@ def test_altered_numbers_are_found(tmp_path: Path) -> None:
 
 @needs_native  # without the library there is one note more
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cpmbee.export import verification
-
     checkpoint, out = make_folder(tmp_path, precision="int4")
-    for available, exact in ((1000, False), (30_000, True)):  # the whole model needs more, one matrix does not
-        monkeypatch.setattr(verification, "available_memory", lambda available=available: available)
-        report = verify(out, checkpoint)
-        names = {check.name for check in report.checks}
-        assert {name.partition(",")[0] for name in names} == {"files", "source", "weights", "prompt logits"}
-        assert ("prompt logits, exact products" in names) is exact
-        assert len(report.notes) == (1 if exact else 2)
+    monkeypatch.setattr(verification, "available_memory", lambda: 1000)
+    monkeypatch.setattr(pieces, "PIECE_BYTES", 1)
+    report = verify(out, checkpoint)
+    kinds = {check.name.partition(", ")[::2] for check in report.checks if ", " in check.name}
+    logits = {"prompt logits", "cached step logits", "padded batch logits"}
+    assert kinds == set(itertools.product(logits, ("exact products", "native kernels", "function bodies")))
+    assert len(report.notes) == 1
 
 
 @pytest.mark.parametrize(

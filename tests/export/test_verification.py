@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from cpmbee.engine import Engine
 from cpmbee.errors import ExportError, ModelFolderError
 from cpmbee.export import export, verification, verify, weights
 from cpmbee.export.answers import NoisyBackend, compare_answers, write_answers
-from cpmbee.export.comparison import TOLERANCE, Call, record, replay
+from cpmbee.export.comparison import BATCH, PROMPT, STEP, TOLERANCE, Call, replay
 from cpmbee.export.probes import GraphInputs, make_requests
 from cpmbee.export.reference import ReferenceBackend
 from cpmbee.export.reference_loading import ReferenceModel, load_reference, record_streamed
@@ -160,18 +160,19 @@ print(*report.notes, *(check.name for check in report.checks), sep="\\n")
 def test_layer_by_layer_reference_is_the_reference(name: str, precision: Precision, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", CONFIGS[name])
     source = open_source(checkpoint)
-    streamed = record_streamed(source, precision, probes_for(checkpoint))
-    whole = record(ReferenceModel(load_reference(source, precision), CACHE_ROWS), probes_for(checkpoint), steps=0)
-    assert len(streamed) > 3
-    for call, other in zip(streamed, whole[:-1], strict=True):  # the last one is the batch
-        np.testing.assert_allclose(call.logits, other.logits, rtol=1e-5, atol=1e-6)
+    streamed = record_streamed(source, precision, probes_for(checkpoint), steps=2)
+    assert {call.kind for call in streamed} == {PROMPT, STEP, BATCH}
+    model = ReferenceModel(load_reference(source, precision), CACHE_ROWS)
+    for call in streamed:
+        np.testing.assert_allclose(call.logits, model.run(call.inputs), rtol=1e-5, atol=1e-5)
 
 
 def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verification, "available_memory", lambda: 1000)
     checkpoint, out = make_folder(tmp_path)
     report = verify(out, checkpoint)
-    assert {check.name.partition(",")[0] for check in report.checks} == {"files", "source", "prompt logits"}
+    logits = {"prompt logits", "cached step logits", "padded batch logits"}
+    assert {check.name.partition(",")[0] for check in report.checks} == {"files", "source", *logits}
     assert "one layer at a time" in report.notes[0]
 
 
@@ -205,8 +206,8 @@ class Fixed:
     def __init__(self, *logits: float) -> None:
         self.logits = np.array(logits, np.float32).reshape(1, 1, -1)
 
-    def run(self, inputs: GraphInputs) -> np.ndarray:
-        return self.logits
+    def run_all(self, inputs: Sequence[GraphInputs]) -> Iterator[np.ndarray]:
+        return iter([self.logits])
 
 
 def compare(reference: Fixed, other: Fixed) -> bool:
