@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from cpmbee.chat import Chat
     from cpmbee.config import ModelConfig
     from cpmbee.encoding import AnswerSlot, Prompt
-    from cpmbee.engine import CacheUsage, Engine
+    from cpmbee.engine import Engine
     from cpmbee.errors import (
         CacheFullError,
         CheckpointError,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from cpmbee.generation_config import GenerationConfig
     from cpmbee.prompt import encode_prompt
-    from cpmbee.results import Answer, GenerationResult, Piece, Timings, Usage
+    from cpmbee.results import Answer, CacheUsage, GenerationResult, Piece, Timings, Usage
     from cpmbee.scoring import ChoiceScore
     from cpmbee.streaming import Stream
     from cpmbee.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ _HOME = {
     "Answer": "results",
     "AnswerSlot": "encoding",
     "CacheFullError": "errors",
-    "CacheUsage": "engine",
+    "CacheUsage": "results",
     "Chat": "chat",
     "CheckpointError": "errors",
     "ChoiceScore": "scoring",

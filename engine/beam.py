@@ -8,8 +8,9 @@ import numpy as np
 
 from cpmbee.errors import ConfigError
 from cpmbee.generation_config import GenerationConfig
-from cpmbee.search import Float32, Hypothesis, Search, TokenSpace
+from cpmbee.search import Float32, Hypothesis, Search
 from cpmbee.sequence import Sequence
+from cpmbee.token_space import TokenSpace
 
 
 @dataclass(frozen=True)

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
 from cpmbee.answers import AnswerWriter
 from cpmbee.cache import CachePool
+from cpmbee.choices import Choice
 from cpmbee.config import ModelConfig
 from cpmbee.encoding import Data, Prompt
 from cpmbee.errors import CacheFullError, PromptError, TokenizeError, VocabularyError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.prompt import encode_prompt
+from cpmbee.relation import RelationBuilder
 from cpmbee.request import Request, make_request
-from cpmbee.results import FinishReason, GenerationResult, Timings, Usage
+from cpmbee.results import CacheUsage, FinishReason, GenerationResult, Timings, Usage
+from cpmbee.row_keeper import RowKeeper
 from cpmbee.runner import Backend
 from cpmbee.scheduler import Scheduler
+from cpmbee.scoring import ChoiceScore, Scorer
+from cpmbee.scoring_job import ScoringJob, make_job
 from cpmbee.streaming import Stream
 from cpmbee.tokenizer import Tokenizer
 
 OnStep = Callable[[int], bool | None]
-
-
-@dataclass(frozen=True)
-class CacheUsage:
-    """Rows of the cache, one token each.
-
-    Attributes:
-        capacity: rows there are.
-        used: rows of requests that are running.
-        kept: rows of in-context examples that are kept for later requests; given up when others need them.
-    """
-
-    capacity: int
-    used: int
-    kept: int
 
 
 class Engine:
@@ -67,7 +57,9 @@ class Engine:
         self.generation_config = generation_config or GenerationConfig()
         self._backend = backend
         self._pool = CachePool(backend.cache_rows)
-        self._scheduler = Scheduler(backend, self._pool)
+        self._keeper = RowKeeper(self._pool, RelationBuilder(backend.config))
+        self._scheduler = Scheduler(backend, self._pool, self._keeper)
+        self._scorer = Scorer(backend, self._pool, self._keeper)
 
     @classmethod
     def from_pretrained(
@@ -122,7 +114,7 @@ class Engine:
     @property
     def cache_usage(self) -> CacheUsage:
         """How many rows of the cache are taken now."""
-        kept = self._scheduler.examples.kept
+        kept = self._keeper.examples.kept
         return CacheUsage(self._pool.capacity, self._pool.used - kept, kept)
 
     @overload
@@ -163,10 +155,7 @@ class Engine:
             InferenceError: the model cannot be run, or computes logits that are not finite.
         """
         config = self.generation_config.updated(**options)
-        single = isinstance(data, dict)
-        items = [data] if isinstance(data, dict) else data
-        if not isinstance(items, (list, tuple)):
-            raise PromptError(f"a request is a dict, and several are a list of them, not {type(data).__name__}")
+        items, single = _items(data)
         requests = [self._request(item, i, examples, config, single) for i, item in enumerate(items)]
         steps = self._scheduler.run(requests)
         try:
@@ -197,6 +186,61 @@ class Engine:
         writer = AnswerWriter(request.prompt, self.tokenizer)
         return Stream(request, writer, self._scheduler.run([request]), self._result)
 
+    @overload
+    def score(self, data: Data, choices: Sequence[Choice], examples: Sequence[Data] = ()) -> list[ChoiceScore]: ...
+
+    @overload
+    def score(
+        self, data: Sequence[Data], choices: Sequence[Sequence[Choice]], examples: Sequence[Data] = ()
+    ) -> list[list[ChoiceScore]]: ...
+
+    def score(
+        self,
+        data: Data | Sequence[Data],
+        choices: Sequence[Choice] | Sequence[Sequence[Choice]],
+        examples: Sequence[Data] = (),
+    ) -> list[ChoiceScore] | list[list[ChoiceScore]]:
+        """How likely given answers are: one request with its choices, or several requests, each with its own.
+
+        A prompt is computed once for all of its choices, and several requests run together. The tokens that count are
+        said at `ChoiceScore`.
+
+        Args:
+            data: a nested dict with an ``<ans>`` key, or a list of them; what is under ``<ans>`` does not matter.
+            choices: texts, or dicts shaped like ``<ans>`` where it is a dict; for several requests, a list of such
+                lists. An empty text is an answer, too.
+            examples: in-context examples for every request, as in `generate`.
+
+        Returns:
+            A score for each choice, in order; for several requests, a list of such lists.
+
+        Raises:
+            PromptError: a request or example is not one, or a choice cannot be its answer; names the path.
+            TokenizeError: text with a lone ``<``; names the path.
+            CacheFullError: a request and one of its choices do not fit the cache; raised before anything runs.
+            InferenceError: the model cannot be run, or computes logits that are not finite.
+        """
+        items, single = _items(data)
+        if not isinstance(choices, (list, tuple)):
+            raise PromptError(f"choices must be a list of answers, not {type(choices).__name__}")
+        given: Sequence[Any] = [choices] if single else choices
+        if len(given) != len(items):
+            raise PromptError(f"{len(items)} requests need as many lists of choices, not {len(given)}")
+        jobs: list[ScoringJob] = []
+        for i, (item, answers) in enumerate(zip(items, given, strict=True)):
+            with _locating(i, single):
+                prompt = self.encode(item, examples)
+                jobs.append(make_job(prompt, answers, self.tokenizer, self._backend.config, self._pool.capacity))
+        sums = self._scorer.run(jobs)
+        scores = [
+            [
+                ChoiceScore(choice, logprob, encoded.num_targets)
+                for choice, logprob, encoded in zip(answers, logprobs, job.choices, strict=True)
+            ]
+            for answers, logprobs, job in zip(given, sums, jobs, strict=True)
+        ]
+        return scores[0] if single else scores
+
     def encode(self, data: Data, examples: Sequence[Data] = ()) -> Prompt:
         """The arrays of a request, as the model reads them."""
         if not isinstance(examples, (list, tuple)):
@@ -207,16 +251,10 @@ class Engine:
         self, data: Data, index: int, examples: Sequence[Data], config: GenerationConfig, single: bool
     ) -> Request:
         start = time.perf_counter()
-        try:
+        with _locating(index, single):
             prompt = self.encode(data, examples)
             request = make_request(prompt, index, self.tokenizer, self._backend.config, config)
             self._scheduler.check(request)
-        except (CacheFullError, PromptError, TokenizeError) as error:
-            if single:
-                raise
-            located = type(error)(f"request {index}: {error}")
-            located.request = index
-            raise located from None
         request.encode_seconds = time.perf_counter() - start
         return request
 
@@ -234,3 +272,25 @@ class Engine:
             usage=Usage(len(request.prompt), len(best.tokens)),
             timings=Timings(request.encode_seconds, request.prefill_seconds, request.decode_seconds),
         )
+
+
+def _items(data: Data | Sequence[Data]) -> tuple[Sequence[Data], bool]:
+    """Requests as a list, and whether the caller gave a single one."""
+    if isinstance(data, dict):
+        return [data], True
+    if not isinstance(data, (list, tuple)):
+        raise PromptError(f"a request is a dict, and several are a list of them, not {type(data).__name__}")
+    return data, False
+
+
+@contextmanager
+def _locating(index: int, single: bool) -> Iterator[None]:
+    """Say in errors which request of several is at fault."""
+    try:
+        yield
+    except (CacheFullError, PromptError, TokenizeError) as error:
+        if single:
+            raise
+        located = type(error)(f"request {index}: {error}")
+        located.request = index
+        raise located from None

@@ -73,3 +73,18 @@ class Piece:
 
     path: tuple[str, ...]
     text: str
+
+
+@dataclass(frozen=True)
+class CacheUsage:
+    """Rows of the cache, one token each.
+
+    Attributes:
+        capacity: rows there are.
+        used: rows of requests that are running.
+        kept: rows of in-context examples that are kept for later requests; given up when others need them.
+    """
+
+    capacity: int
+    used: int
+    kept: int

@@ -26,10 +26,10 @@ class Runner(ABC):
         relation: (batch, queries, keys) int16 rows of the bias table, -1 where a query may not look.
         slots: (batch, keys) int32 cache rows of each sequence's keys; 0 is padding.
         new_slots: (batch, queries) int32 cache rows for the new keys and values; 0 is padding.
-        logits_index: (batch, 1) int32 query whose logits are wanted.
+        logits_index: (batch, outputs) int32 queries whose logits are wanted, one of each sequence most of the time.
         ext_ids: (ext,) int32 base ids of the extension vocabulary.
         ext_subs: (ext,) int32 its subscripts.
-        logits: (batch, 1, vocabulary + ext) float32; the caller may overwrite it after `run`.
+        logits: (batch, outputs, vocabulary + ext) float32; the caller may overwrite it after `run`.
     """
 
     input_ids: Int32
@@ -45,17 +45,17 @@ class Runner(ABC):
     def __init__(self, vocab_size: int) -> None:
         self.vocab_size = vocab_size
 
-    def reshape(self, batch: int, queries: int, keys: int, ext: int) -> None:
+    def reshape(self, batch: int, queries: int, keys: int, ext: int, outputs: int = 1) -> None:
         """New arrays of these sizes: everything 0, ``relation`` -1."""
         self.input_ids = np.zeros((batch, queries), np.int32)
         self.input_subs = np.zeros((batch, queries), np.int32)
         self.relation = np.full((batch, queries, keys), -1, np.int16)
         self.slots = np.zeros((batch, keys), np.int32)
         self.new_slots = np.zeros((batch, queries), np.int32)
-        self.logits_index = np.zeros((batch, 1), np.int32)
+        self.logits_index = np.zeros((batch, outputs), np.int32)
         self.ext_ids = np.zeros(ext, np.int32)
         self.ext_subs = np.zeros(ext, np.int32)
-        self.logits = np.empty((batch, 1, self.vocab_size + ext), np.float32)
+        self.logits = np.empty((batch, outputs, self.vocab_size + ext), np.float32)
 
     @abstractmethod
     def run(self) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cpmbee.generation_config import GenerationConfig
-from cpmbee.search import Float32, SingleSearch, TokenSpace
+from cpmbee.search import Float32, SingleSearch
 from cpmbee.sequence import Sequence
+from cpmbee.token_space import TokenSpace
 
 NEGLIGIBLE = 40.0  # weights below exp(-40) of the largest are 0: all of a vocabulary together stay under 1e-12
 

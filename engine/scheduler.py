@@ -12,15 +12,13 @@ from collections.abc import Generator
 import numpy as np
 
 from cpmbee.cache import CachePool
-from cpmbee.examples import ExampleRows
 from cpmbee.prefill import Reading, read
-from cpmbee.relation import RelationBuilder, TokenLayout
+from cpmbee.relation import RelationBuilder
 from cpmbee.request import Request
-from cpmbee.runner import Backend, Int32, Runner
+from cpmbee.row_keeper import RowKeeper
+from cpmbee.runner import Backend, Runner
 from cpmbee.sequence import Sequence
 from cpmbee.step_batch import ExtColumns, StepBatch
-
-NO_EXT: Int32 = np.empty(0, np.int32)
 
 
 class Scheduler:
@@ -29,15 +27,16 @@ class Scheduler:
     Args:
         backend: the model.
         pool: its cache rows.
+        keeper: promises them.
         max_sequences: sequences that step together at most; a single request may have more.
     """
 
-    def __init__(self, backend: Backend, pool: CachePool, max_sequences: int = 64) -> None:
+    def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper, max_sequences: int = 64) -> None:
         self._backend = backend
         self._pool = pool
+        self._keeper = keeper
         self._builder = RelationBuilder(backend.config)
         self._max_sequences = max_sequences
-        self.examples = ExampleRows(pool)
 
     def check(self, request: Request) -> None:
         """Raise `CacheFullError` for a request that would not fit if it were the only one."""
@@ -85,80 +84,26 @@ class Scheduler:
             sequences += request.config.beam_size
             if active and sequences > self._max_sequences:
                 break
-            if not self._reserve(request, wait=not active):
+            if not self._keeper.reserve(request, wait=not active):
                 break
             active.append(waiting.popleft())
             fresh.append(request)
-            self._read_examples(request, runner)
+            self._keeper.read_examples(request, runner)
         return fresh
-
-    def _reserve(self, request: Request, *, wait: bool) -> bool:
-        """Promise a request the rows it may come to need, those of examples that have to be read included."""
-        with self._pool.lock:
-            while (missing := self._try_reserve(request)) is not None:
-                if not wait:
-                    return False
-                self._pool.wait(missing)
-        return True
-
-    def _try_reserve(self, request: Request) -> int | None:
-        """Reserve, borrowing examples that are there; if there is no room, borrow nothing and say how much it takes.
-
-        A request that waits must not hold examples: two of them could keep each other from being served.
-        """
-        owner = None
-        wanted = request.own_tokens + request.answer_rows
-        try:
-            for key, size in {example.key: len(example.indices) for example in request.examples}.items():
-                rows = self.examples.borrow(key)
-                if rows is None:
-                    wanted += size
-                else:
-                    request.example_rows[key] = rows
-            owner = self._pool.reserve(wanted)
-        finally:
-            if owner is None:
-                self._give_back_examples(request)
-        if owner is None:
-            return wanted
-        request.owner, request.reserved = owner, wanted
-        return None
-
-    def _read_examples(self, request: Request, runner: Runner) -> None:
-        """Compute the examples of a request that nobody has computed before."""
-        missing = {e.key: e for e in request.examples if e.key not in request.example_rows}
-        if not missing:
-            return
-        layout = TokenLayout.from_prompt(request.prompt)
-        readings = []
-        for example in missing.values():
-            slots = self._pool.take_many(len(example.indices))
-            request.rows.update(slots.tolist())
-            ids, subs = request.prompt.input_ids[example.indices], request.prompt.input_subs[example.indices]
-            readings.append(Reading(ids, subs, layout.take(example.indices), slots))
-        read(runner, self._builder, readings, NO_EXT, NO_EXT)
-        for key, reading in zip(missing, readings, strict=True):
-            request.rows.difference_update(reading.slots.tolist())
-            request.reserved -= len(reading.slots)
-            request.example_rows[key] = self.examples.add(key, reading.slots, request.owner)
 
     def _prefill(self, requests: list[Request], runner: Runner) -> None:
         """Read the prompts, each with the ``<s>`` of its first answer, and choose the first tokens."""
         readings = []
         for request in requests:
-            (own,) = np.nonzero(request.prompt.sample_ids == 0)
-            rows = self._pool.take_many(len(own) + 1)
+            rows = self._pool.take_many(request.own_tokens)
             request.rows.update(rows.tolist())
-            shared = [request.example_rows[example.key] for example in request.examples]
-            bos_id, segment_id = request.search.space.bos_id, request.prompt.answers[0].segment_id
-            slots = np.concatenate([*shared, rows[:-1]])
-            sequence = Sequence(request.layout(), slots, bos_id, request.config.max_new_tokens)
-            sequence.feed(int(rows[-1]), segment_id)
+            slots = np.concatenate([*request.shared_slots(), rows[:-1]])
+            budget = request.config.max_new_tokens
+            sequence = Sequence(request.layout(budget + 1), slots, request.space.bos_id, budget)
+            sequence.feed(int(rows[-1]), request.prompt.answers[0].segment_id)
             request.search.sequences = [sequence]
-            ids = np.append(request.prompt.input_ids[own], np.int32(bos_id))
-            subs = np.append(request.prompt.input_subs[own], np.int32(0))
-            readings.append(Reading(ids, subs, sequence.layout, sequence.slots[: len(sequence)]))
-        ext = ExtColumns(requests)
+            readings.append(Reading(*request.own_arrays(), sequence.layout, sequence.slots[: len(sequence)]))
+        ext = ExtColumns([request.space for request in requests])
         logits = read(runner, self._builder, readings, ext.ids, ext.subs)
         for request, row, ext_begin in zip(requests, logits, ext.begins, strict=True):
             request.search.advance(row[None], ext_begin)
@@ -178,14 +123,6 @@ class Scheduler:
                 request.tail &= held
 
     def _return_rows(self, request: Request) -> None:
-        self._pool.release(request.rows | request.tail)
-        request.rows.clear()
+        request.rows |= request.tail
         request.tail.clear()
-        self._give_back_examples(request)
-        self._pool.unreserve(request.owner, request.reserved)
-        request.reserved = 0
-
-    def _give_back_examples(self, request: Request) -> None:
-        for key in request.example_rows:
-            self.examples.give_back(key)
-        request.example_rows.clear()
+        self._keeper.give_back(request)

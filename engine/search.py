@@ -16,41 +16,11 @@ from cpmbee.errors import InferenceError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.logits import select
 from cpmbee.sequence import Sequence
+from cpmbee.token_space import TokenSpace
 
 Float32 = npt.NDArray[np.float32]
 Int32 = npt.NDArray[np.int32]
 NO_TOKENS: Int32 = np.empty(0, np.int32)
-
-
-@dataclass(frozen=True)
-class TokenSpace:
-    """What the columns of a request's logits mean.
-
-    Tokens are numbered as the request sees them: vocabulary ids, then its own extension rows.
-
-    Attributes:
-        vocab_size: columns of the vocabulary.
-        bos_id: ``<s>``, which opens each answer.
-        eos_id: ``</s>``, which ends each answer.
-        forbidden: a token that cannot be written, or -1.
-        ext: (base id, subscript) of each extension row.
-        num_answers: answers of the request, written one after the other.
-    """
-
-    vocab_size: int
-    bos_id: int
-    eos_id: int
-    forbidden: int
-    ext: tuple[tuple[int, int], ...]
-    num_answers: int
-
-    def base(self, token: int) -> tuple[int, int]:
-        """The vocabulary id and subscript to feed for a chosen token."""
-        return (token, 0) if token < self.vocab_size else self.ext[token - self.vocab_size]
-
-    def ends(self, token: int, answer: int) -> bool:
-        """Whether ``token`` in ``answer`` is the end of everything."""
-        return token == self.eos_id and answer == self.num_answers - 1
 
 
 @dataclass(frozen=True)

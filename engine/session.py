@@ -102,6 +102,11 @@ class OrtBackend(Backend):
             return dict.fromkeys(native.OPS, "function")
         return native.kernels()
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of all cache rows, row 0 (scratch) counted; memory is taken as rows are first written."""
+        return sum(int(value.tensor_size_in_bytes()) for value in self._caches.values())
+
     @contextmanager
     def runner(self) -> Iterator[Runner]:
         """A runner for one thread; its bindings are kept for the next borrower."""
@@ -181,8 +186,8 @@ class OrtRunner(Runner):
         self._tokens = 0
         backend.bind_caches(self._binding)
 
-    def reshape(self, batch: int, queries: int, keys: int, ext: int) -> None:  # noqa: D102
-        super().reshape(batch, queries, keys, ext)
+    def reshape(self, batch: int, queries: int, keys: int, ext: int, outputs: int = 1) -> None:  # noqa: D102
+        super().reshape(batch, queries, keys, ext, outputs)
         for name in _INPUTS:
             self._binding.bind_ortvalue_input(name, self._backend.value(getattr(self, name)))
         self._binding.bind_ortvalue_output("logits", self._backend.value(self.logits))

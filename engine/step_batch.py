@@ -9,6 +9,7 @@ from cpmbee.relation import RelationBuilder
 from cpmbee.request import Request
 from cpmbee.runner import Int32, Runner
 from cpmbee.sequence import Sequence
+from cpmbee.token_space import TokenSpace
 
 KEY_STEP = 32  # keys are padded to a multiple of this, so that shapes and bindings change only now and then
 
@@ -22,15 +23,15 @@ class ExtColumns:
         begins: for each request, the column of the logits where its own begin.
     """
 
-    def __init__(self, requests: list[Request]) -> None:
-        rows = [row for request in requests for row in request.search.space.ext]
+    def __init__(self, spaces: list[TokenSpace]) -> None:
+        rows = [row for space in spaces for row in space.ext]
         self.ids: Int32 = np.array([base for base, _ in rows], np.int32)
         self.subs: Int32 = np.array([sub for _, sub in rows], np.int32)
         self.begins: list[int] = []
-        begin = requests[0].search.space.vocab_size if requests else 0
-        for request in requests:
+        begin = spaces[0].vocab_size if spaces else 0
+        for space in spaces:
             self.begins.append(begin)
-            begin += len(request.search.space.ext)
+            begin += len(space.ext)
 
 
 class StepBatch:
@@ -83,7 +84,7 @@ class StepBatch:
             return
         if not same:
             self._requests = requests.copy()
-            self._ext = ExtColumns(requests)
+            self._ext = ExtColumns([request.space for request in requests])
         self._keys = -(-keys // KEY_STEP) * KEY_STEP
         self._placed = [None] * batch
         self._runner.reshape(batch, 1, self._keys, len(self._ext.ids))
