@@ -69,7 +69,7 @@ def save_checkpoint(
         mode = (partial / "config.json").stat().st_mode  # safetensors writes files that only their owner may read
         for file in partial.iterdir():
             file.chmod(mode)
-            _flush(file)
+            flush_to_disk(file)
         _put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -133,8 +133,8 @@ def _write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _flush(path: Path) -> None:
-    """Force a file to the disk, so that a power cut after the rename finds it whole."""
+def flush_to_disk(path: Path) -> None:
+    """Force a file or folder to the disk, so that a power cut after a rename finds it whole."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

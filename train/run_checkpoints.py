@@ -1,0 +1,177 @@
+"""Checkpoints of a training run: everything that a killed run needs to go on as if nothing had happened.
+
+    OUTPUT/checkpoints/step-00000500/
+        state.json            step, data position, random state, what the best evaluation was, sizes of the other files
+        *.safetensors         trained parameters and optimizer state, one file a process
+
+Tensors are written by PyTorch's distributed checkpoints in the safetensors format: another number of processes can read
+them, and nothing is unpickled. A checkpoint comes into being by renaming a folder that is complete and on the disk, so
+an interrupted one is never taken for a good one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.optim import Optimizer
+
+from cpmbee.errors import CheckpointError
+from cpmbee.json_file import read_json_object
+from cpmbee.model.saving import flush_to_disk
+from cpmbee.train.processes import Processes
+
+FORMAT, SCHEMA_VERSION = "cpmbee-training", 1
+_NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL = ".partial-"
+# Frozen parameters come from where the run started; the optimizer's entries are named by parameter, not by number.
+_OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True, strict=False)
+
+
+class RunCheckpoints:
+    """The checkpoints of one run, in a folder of their own."""
+
+    def __init__(self, folder: Path, processes: Processes) -> None:
+        self.folder = folder
+        self.processes = processes
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        names = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step."""
+        return self.folder / f"step-{step:08d}"
+
+    def save(self, step: int, model: nn.Module, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """Write a checkpoint; all processes must call it.
+
+        Args:
+            step: steps done; its name.
+            model: its trained parameters are saved.
+            optimizer: its state is saved.
+            state: JSON data, the same on every process.
+        """
+        target = self.path(step)
+        partial = self.folder / f"{_PARTIAL}{target.name}"
+        if self.processes.first:
+            if target.exists():
+                shutil.rmtree(target)  # of a run that was resumed from before this step
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.processes.wait()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is fine
+            dcp.save(
+                _tensors(model, optimizer)[0],
+                storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True),
+                no_dist=self.processes.world_size == 1,
+            )
+        self.processes.wait()
+        if self.processes.first:
+            head = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "step": step}
+            files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
+            text = json.dumps({**head, **state, "files": files}, indent=1, ensure_ascii=False, allow_nan=False)
+            (partial / "state.json").write_text(text + "\n", encoding="utf-8")
+            for file in partial.iterdir():
+                flush_to_disk(file)
+            flush_to_disk(partial)
+            partial.rename(target)
+            flush_to_disk(self.folder)
+        self.processes.wait()
+
+    def prune(self, keep: set[int]) -> None:
+        """Remove all checkpoints but those of these steps, and what an interrupted save left."""
+        if not self.processes.first or not self.folder.is_dir():
+            return
+        for step in self.steps():
+            if step not in keep:
+                doomed = self.path(step)
+                hidden = self.folder / f"{_PARTIAL}{doomed.name}"
+                shutil.rmtree(hidden, ignore_errors=True)
+                doomed.rename(hidden)  # so that a half-removed one is not taken for a good one either
+        for leftover in self.folder.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def read_state(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint.
+
+        Raises:
+            CheckpointError: it is not there, incomplete or of another format.
+        """
+        folder = self.path(step)
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such checkpoint")
+        state = read_json_object(folder / "state.json", "the state of a training run", CheckpointError)
+        if state.get("format") != FORMAT or state.get("schema_version") != SCHEMA_VERSION or state.get("step") != step:
+            raise CheckpointError(f"{folder / 'state.json'}: not the state of step {step} in format {FORMAT} 1")
+        files = state.get("files")
+        if not isinstance(files, dict) or not files:
+            raise CheckpointError(f"{folder / 'state.json'}: lists no files")
+        for name, size in files.items():
+            if Path(name).name != name or not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                raise CheckpointError(
+                    f"{folder / name}: missing, or not the {size} bytes it should have; remove the folder to resume "
+                    "from the checkpoint before it"
+                )
+        extra = {file.name for file in folder.glob("*.safetensors")} - set(files)
+        if extra:
+            raise CheckpointError(f"{folder}: {sorted(extra)[0]} does not belong to this checkpoint")
+        return state
+
+    def load(self, step: int, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        """Put a checkpoint's tensors into the model, and into the optimizer if one is given.
+
+        Raises:
+            CheckpointError: they do not fit, or cannot be read.
+        """
+        folder = self.path(step)
+        tensors, fixed = _tensors(model, optimizer)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+                dcp.load(
+                    tensors,
+                    storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
+                    no_dist=self.processes.world_size == 1,
+                )
+        except Exception as error:  # the reader raises whatever it stumbles over
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise CheckpointError(f"{folder}: cannot be loaded into this model: {reason}") from error
+        parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": dict(fixed)}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = tensor
+        set_model_state_dict(model, parts["model"], options=_OPTIONS)
+        if optimizer is not None:
+            set_optimizer_state_dict(model, optimizer, parts["optimizer"], options=_OPTIONS)
+
+
+def _tensors(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors by name, and the optimizer's options, which the run's configuration determines."""
+    tensors = {f"model.{name}": value for name, value in get_model_state_dict(model, options=_OPTIONS).items()}
+    fixed: dict[str, Any] = {}
+    if optimizer is not None:
+        for name, value in get_optimizer_state_dict(model, optimizer, options=_OPTIONS).items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer.{name}"] = value
+            else:
+                fixed[name] = value
+    return tensors, fixed
