@@ -30,7 +30,7 @@ class Dataset(RecordSet):
         self.folder = Path(folder)
         self.name = str(folder)
         self.manifest = Manifest.read(self.folder)
-        self._starts = [0, *np.cumsum([s.records for s in self.manifest.shards], dtype=np.int64).tolist()]
+        self._starts: list[int] = [0, *np.cumsum([s.records for s in self.manifest.shards], dtype=np.int64).tolist()]
         self._shards = [ShardFile(self.folder, entry) for entry in self.manifest.shards]
 
     def __len__(self) -> int:

@@ -99,7 +99,7 @@ class LegacyDataset(RecordSet):
         self.folder = Path(folder)
         self.name = str(folder)
         self._files = [_DataFile(entry) for entry in _read_meta(self.folder)]
-        self._starts = [0, *np.cumsum([f.entry.records for f in self._files], dtype=np.int64).tolist()]
+        self._starts: list[int] = [0, *np.cumsum([f.entry.records for f in self._files], dtype=np.int64).tolist()]
 
     def __len__(self) -> int:
         return self._starts[-1]

@@ -6,7 +6,16 @@ import re
 from typing import Any
 
 from cpmbee.encoding import MAX_NESTING
-from cpmbee.text_errors import format_path, key_not_a_string, leaf_not_a_string, not_a_dict, too_deep, unclosed_special
+from cpmbee.errors import PromptError
+from cpmbee.text_errors import (
+    format_path,
+    key_not_a_string,
+    leaf_not_a_string,
+    no_answer_leaf,
+    not_a_dict,
+    too_deep,
+    unclosed_special,
+)
 
 _TOKEN = re.compile(r"<<|<[^<][^<>]*>", re.DOTALL)
 _PLAIN = re.compile(r"[^<]*")
@@ -89,3 +98,21 @@ def escape_leaves(record: dict[str, Any], depth: int = 0) -> dict[str, Any]:
             value = escape_leaves(value, depth + 1)
         escaped[key] = value.replace("<", "<<") if isinstance(value, str) else value
     return escaped
+
+
+def check_sample(sample: object) -> None:
+    """Make sure that a transform gave a dict with something under ``<ans>``.
+
+    Raises:
+        PromptError: it did not.
+    """
+    if not isinstance(sample, dict):
+        raise not_a_dict("$", sample)
+    if "<ans>" not in sample:
+        raise PromptError(f'the sample has no "<ans>", so nothing to learn; it has {", ".join(map(repr, sample))}')
+    if not _has_leaf(sample["<ans>"]):
+        raise no_answer_leaf("$")
+
+
+def _has_leaf(value: object) -> bool:
+    return any(map(_has_leaf, value.values())) if isinstance(value, dict) else True

@@ -16,6 +16,7 @@ from cpmbee.errors import DataError
 
 PROTOCOL_MARK = 0x80  # first byte of a pickle of protocol 2 or newer; never that of JSON
 
+_NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 _MARK = object()
 _PUSH_CONSTANT: dict[int, Callable[[], Any]] = {
     ord("}"): dict,
@@ -98,8 +99,7 @@ class _Machine:
             items = self._above_mark() if code == _SETITEMS else [stack.pop(-2), stack.pop()]
             self._top(dict).update(zip(items[::2], items[1::2], strict=True))
         else:
-            known = pickletools.code2op.get(chr(code))
-            name = known.name if known else f"0x{code:02x}"
+            name = _NAMES.get(chr(code), f"0x{code:02x}")
             raise DataError(f"pickle does more than plain data needs ({name}); convert the data set to JSON")
 
     def _above_mark(self) -> list[Any]:
