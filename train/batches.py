@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -127,23 +128,26 @@ def encode_sample(
     for part in (data, *examples):
         parts.append(encode_data(part, tokenizer, parts[-1] if parts else None, rng))
     lengths = [len(part.input_ids) for part in parts]
-    rel_sizes = [len(part.segment_rel) for part in parts]
-    rel_starts = np.cumsum([0, *rel_sizes[:-1]])
-    context = np.concatenate([part.context for part in parts])
+    rel_starts = list(accumulate((len(part.segment_rel) for part in parts[:-1]), initial=0))
+
+    def per_token(values: Sequence[int]) -> Int32Array:
+        return np.repeat(np.array(values, np.int32), lengths)
+
+    def joined(name: str) -> Any:
+        columns = [getattr(part, name) for part in parts]
+        return columns[0] if len(columns) == 1 else np.concatenate(columns)
+
+    context = joined("context")
     context[lengths[0] :] = True
-
-    def per_token(values: Sequence[int] | NDArray[np.int64]) -> Int32Array:
-        return np.repeat(np.asarray(values, np.int32), lengths)
-
     return TrainingSample(
-        input_ids=np.concatenate([part.input_ids for part in parts]),
-        input_subs=np.concatenate([part.input_subs for part in parts]),
-        segment_ids=np.concatenate([part.segment_ids for part in parts]),
+        input_ids=joined("input_ids"),
+        input_subs=joined("input_subs"),
+        segment_ids=joined("segment_ids"),
         sample_ids=per_token(range(len(parts))),
         num_segments=per_token([part.num_segments for part in parts]),
         rel_offset=per_token(rel_starts),
         context=context,
-        segment_rel=np.concatenate([part.segment_rel for part in parts]),
+        segment_rel=joined("segment_rel"),
         task=task,
     )
 
