@@ -329,6 +329,11 @@ class CpmBee(nn.Module):
             selected = h.gather(1, logits_index.long()[..., None].expand(-1, -1, h.shape[-1]))  # (B, R, D)
         return ModelOutput(self.input_embedding.logits(selected, ext_ids, ext_subs), h, presents)
 
+    def recompute_layers(self, recompute: bool) -> None:
+        """Trade time for memory in training (activation checkpointing): see `Layer.recompute`."""
+        for layer in self.encoder.layers:
+            layer.recompute = recompute  # type: ignore[assignment]
+
     @torch.no_grad()
     def init_parameters(self, generator: torch.Generator | None = None) -> None:
         """Fill all parameters for training from scratch: norms with 1, everything else from N(0, 1).

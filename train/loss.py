@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from cpmbee.model import IGNORE_INDEX
 from cpmbee.relation import RelationBuilder
-from cpmbee.train.batches import TrainingBatch
+from cpmbee.train.batches import Int32Array, TrainingBatch
 
 
 def count_targets(batch: TrainingBatch, num_tasks: int) -> NDArray[np.int64]:
@@ -25,37 +27,44 @@ def count_targets(batch: TrainingBatch, num_tasks: int) -> NDArray[np.int64]:
     return np.bincount(tasks, minlength=num_tasks)
 
 
+def target_positions(targets: Int32Array) -> tuple[NDArray[np.int64], Int32Array]:
+    """Where a batch has targets, row by row, and what they are.
+
+    Args:
+        targets: int32[B, T], `IGNORE_INDEX` where nothing is predicted.
+
+    Returns:
+        int64[B, R] positions, and int32[B, R] their targets; R is the most that one row has, and rows with fewer
+        name positions without a target behind theirs.
+    """
+    counted = targets != IGNORE_INDEX
+    most = int(counted.sum(1).max(initial=0))
+    where = np.argsort(~counted, axis=1, kind="stable")[:, :most]
+    return where, np.take_along_axis(targets, where, axis=1)
+
+
 def task_losses(
     model: nn.Module, batch: TrainingBatch, relations: RelationBuilder, num_tasks: int, device: torch.device
 ) -> Tensor:
     """Cross entropy in fp32 (or wider), summed over the target tokens of each task: (num_tasks,) with a gradient.
 
-    Logits are computed only where there is a target.
+    Logits are computed where there are targets and nowhere else.
     """
-    rows, positions = np.nonzero(batch.targets != IGNORE_INDEX)
-    counts = np.bincount(rows, minlength=len(batch.targets))
-    # (B, R), R the most targets that a row has, at least one; the others point at position 0, which is then ignored
-    index = np.zeros((len(counts), max(1, int(counts.max()))), np.int64)
-    targets = np.full(index.shape, IGNORE_INDEX, np.int64)
-    tasks = np.zeros(index.shape, np.int64)
-    columns = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    index[rows, columns] = positions
-    targets[rows, columns] = batch.targets[rows, positions]
-    tasks[rows, columns] = batch.task_ids[rows, positions]
+    where, targets = target_positions(batch.targets)
+    tasks = np.take_along_axis(batch.task_ids, where, axis=1).clip(min=0)  # whatever fills up has no loss
 
-    def on_device(array: NDArray[np.generic]) -> Tensor:
+    def on_device(array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(device, non_blocking=True)
 
-    extended = len(batch.ext_ids) > 0
     logits: Tensor = model(
         on_device(batch.input_ids),
         on_device(batch.input_subs),
         on_device(batch.relation(relations)),
-        ext_ids=on_device(batch.ext_ids) if extended else None,
-        ext_subs=on_device(batch.ext_subs) if extended else None,
-        logits_index=on_device(index),
+        ext_ids=on_device(batch.ext_ids),
+        ext_subs=on_device(batch.ext_subs),
+        logits_index=on_device(where),
         use_cache=False,
     ).logits
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2)
-    losses = F.cross_entropy(wide, on_device(targets).flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+    losses = F.cross_entropy(wide, on_device(targets).flatten().long(), ignore_index=IGNORE_INDEX, reduction="none")
     return losses.new_zeros(num_tasks).index_add(0, on_device(tasks).flatten(), losses)

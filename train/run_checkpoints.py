@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,6 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from cpmbee.errors import CheckpointError
@@ -79,9 +81,9 @@ class RunCheckpoints:
         self.processes.wait()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is fine
-            dcp.save(
+            save(
                 _tensors(model, optimizer)[0],
-                storage_writer=dcp.HuggingFaceStorageWriter(str(partial), save_distributed=True),
+                storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
                 no_dist=self.processes.world_size == 1,
             )
         self.processes.wait()
@@ -147,9 +149,9 @@ class RunCheckpoints:
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-                dcp.load(
+                load(
                     tensors,
-                    storage_reader=dcp.HuggingFaceStorageReader(str(folder)),
+                    storage_reader=HuggingFaceStorageReader(str(folder)),
                     no_dist=self.processes.world_size == 1,
                 )
         except Exception as error:  # the reader raises whatever it stumbles over
@@ -166,10 +168,12 @@ class RunCheckpoints:
 
 def _tensors(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """All tensors by name, and the optimizer's options, which the run's configuration determines."""
-    tensors = {f"model.{name}": value for name, value in get_model_state_dict(model, options=_OPTIONS).items()}
+    parameters: dict[str, Any] = get_model_state_dict(model, options=_OPTIONS)
+    tensors: dict[str, Tensor] = {f"model.{name}": value for name, value in parameters.items()}
     fixed: dict[str, Any] = {}
     if optimizer is not None:
-        for name, value in get_optimizer_state_dict(model, optimizer, options=_OPTIONS).items():
+        states: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_OPTIONS)
+        for name, value in states.items():
             if isinstance(value, torch.Tensor):
                 tensors[f"optimizer.{name}"] = value
             else:

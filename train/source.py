@@ -6,7 +6,7 @@ processes see the batches of one; `rows_of_rank` does the keeping.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -26,8 +26,8 @@ class BatchSource(Protocol):
     """
 
     @property
-    def tasks(self) -> tuple[str, ...]:
-        """Names of the tasks that the batches' ``task_ids`` index."""
+    def tasks(self) -> Sequence[str]:
+        """Names of the tasks that the batches' ``task_ids`` index; may grow while batches are read."""
         ...
 
     def __iter__(self) -> Iterator[TrainingBatch]:

@@ -15,6 +15,7 @@ import torch
 from cpmbee.errors import CheckpointError
 from cpmbee.model import CpmBee
 from cpmbee.train.batches import TrainingBatch
+from cpmbee.train.loss import target_positions
 from cpmbee.train.metrics import MetricsLog, StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes
@@ -25,7 +26,7 @@ from cpmbee.train.source import BatchSource
 from cpmbee.train.step import OptimizerStep, StepResult
 from cpmbee.train.validation import Best
 
-__all__ = ["Evaluate", "Trainer", "TrainerConfig", "TrainingResult"]
+__all__ = ["Evaluate", "Trainer", "TrainerConfig", "TrainingResult", "target_positions"]
 
 logger = logging.getLogger("cpmbee.train")
 
@@ -93,8 +94,7 @@ class Trainer:
         self.evaluate = evaluate
         self.on_step = on_step
         self.processes = Processes.current()
-        for layer in model.encoder.layers:
-            layer.recompute = config.activation_checkpointing
+        model.recompute_layers(config.activation_checkpointing)
         self.processes.shard(model, model.input_embedding.weight.device)
         self.optimizer_step = OptimizerStep(
             model,
@@ -123,11 +123,10 @@ class Trainer:
             FloatingPointError: the loss is no longer finite.
         """
         self._begin(source, resume)
-        tasks = source.tasks if isinstance(source, BatchSource) else ("all",)
         if self.output is not None and self.processes.first:
             self._log = MetricsLog(self.output, self._progress.step, self.config.tensorboard)
         try:
-            losses, stopped = self._loop(source, tasks)
+            losses, stopped = self._loop(source)
         finally:
             self.model.eval()
             if self._log is not None:
@@ -146,7 +145,7 @@ class Trainer:
             raise CheckpointError("there is no best checkpoint: the run has no output folder, or no evaluation")
         self.checkpoints.load(self._progress.best.step, self.model)
 
-    def _loop(self, source: Iterable[TrainingBatch], tasks: tuple[str, ...]) -> tuple[list[float], bool]:
+    def _loop(self, source: Iterable[TrainingBatch]) -> tuple[list[float], bool]:
         config, progress = self.config, self._progress
         before = progress.seconds
         started = last = time.perf_counter()
@@ -158,6 +157,8 @@ class Trainer:
             micro_batches = self._next_batches(batches)
             if not losses:
                 self._announce(micro_batches)
+            # Asked anew: a source may learn new tasks while it is read.
+            tasks = tuple(source.tasks) if isinstance(source, BatchSource) else ("all",)
             rate = self._learning_rate()
             result = self.optimizer_step(micro_batches, len(tasks), rate)
             now = time.perf_counter()
@@ -273,8 +274,10 @@ class Trainer:
             "config": self.config.to_dict(),
         }
         self.checkpoints.save(progress.step, self.model, self.optimizer_step.optimizer, state)
-        kept = self.checkpoints.steps()[-self.config.keep_checkpoints :]
-        self.checkpoints.prune({*kept, *({progress.best.step} - {None})})
+        kept = set(self.checkpoints.steps()[-self.config.keep_checkpoints :])
+        if progress.best.step is not None:
+            kept.add(progress.best.step)
+        self.checkpoints.prune(kept)
 
     def _begin(self, source: Iterable[TrainingBatch], resume: bool) -> None:
         """Refuse to mix runs; restore the last checkpoint where asked to."""

@@ -7,7 +7,7 @@ from cpmbee.model import IGNORE_INDEX, CpmBee, language_model_loss
 from cpmbee.relation import RelationBuilder
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.batches import collate, encode_sample, pack
-from cpmbee.train.trainer import batch_loss, target_positions
+from cpmbee.train.loss import target_positions, task_losses
 
 SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
 REQUESTS = [
@@ -32,7 +32,7 @@ def test_logits_only_at_targets_change_neither_loss_nor_gradients() -> None:
     model.init_parameters(torch.Generator().manual_seed(0))
     relations = RelationBuilder(model.config)
 
-    loss = batch_loss(model, batch, relations)
+    loss = task_losses(model, batch, relations, 1, torch.device("cpu"))[0] / (batch.targets != IGNORE_INDEX).sum()
     loss.backward()  # type: ignore[no-untyped-call]
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad(set_to_none=True)

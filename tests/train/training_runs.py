@@ -15,7 +15,7 @@ import torch
 from cpmbee.config import ModelConfig
 from cpmbee.model import CpmBee
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.batches import TrainingBatch, collate, encode_sample, pack
+from cpmbee.train.batches import TrainingBatch, collate, encode_sample
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes, process_group
