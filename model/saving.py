@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, DependencyError
-from cpmbee.model.tensor_names import HUGGINGFACE_PREFIX, expected_tensors
+from cpmbee.model.tensor_names import EMBEDDING, HUGGINGFACE_PREFIX, expected_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +53,49 @@ def save_checkpoint(
         CheckpointError: the folder exists, or an unknown option.
         DependencyError: safetensors is not installed.
     """
+    parameters = dict(model.named_parameters())
+    dtypes = {name: parameters[name].dtype for name in expected_tensors(model.config)}
+    save_tensors(
+        model.config,
+        dtypes,
+        lambda name: parameters[name].detach(),
+        folder,
+        dialect,
+        file_format,
+        max_shard_bytes,
+        vocab_file,
+        overwrite,
+    )
+
+
+def save_tensors(
+    config: ModelConfig,
+    dtypes: Mapping[str, torch.dtype],
+    read: Callable[[str], torch.Tensor],
+    folder: str | Path,
+    dialect: Dialect = "huggingface",
+    file_format: FileFormat = "safetensors",
+    max_shard_bytes: int = 5 << 30,
+    vocab_file: str | Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a checkpoint folder of tensors that are made one after the other; takes the memory of one file.
+
+    Args:
+        config: the model's.
+        dtypes: of every tensor, by its canonical name.
+        read: gives one of them, on any device.
+        folder: as in `save_checkpoint`, like all that follow.
+        dialect: likewise.
+        file_format: likewise.
+        max_shard_bytes: likewise.
+        vocab_file: likewise.
+        overwrite: likewise.
+
+    Raises:
+        CheckpointError: the folder exists, or an unknown option.
+        DependencyError: safetensors is not installed.
+    """
     folder = Path(folder).absolute()
     if dialect not in ("huggingface", "original") or file_format not in _STEM or max_shard_bytes <= 0:
         raise CheckpointError(
@@ -62,8 +108,8 @@ def save_checkpoint(
     partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
     partial.mkdir()
     try:
-        _write_weights(model, partial, dialect, file_format, max_shard_bytes)
-        _write_config(model, partial, dialect)
+        _write_weights(config, dtypes, read, partial, dialect, file_format, max_shard_bytes)
+        _write_config(config, dtypes[EMBEDDING], partial, dialect)
         if vocab_file is not None:
             shutil.copyfile(vocab_file, partial / "vocab.txt")
         mode = (partial / "config.json").stat().st_mode  # safetensors writes files that only their owner may read
@@ -75,11 +121,16 @@ def save_checkpoint(
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _write_weights(model: CpmBee, folder: Path, dialect: Dialect, file_format: FileFormat, max_bytes: int) -> None:
-    parameters = dict(model.named_parameters())
-    sizes = {
-        name: parameters[name].numel() * parameters[name].element_size() for name in expected_tensors(model.config)
-    }
+def _write_weights(
+    config: ModelConfig,
+    dtypes: Mapping[str, torch.dtype],
+    read: Callable[[str], torch.Tensor],
+    folder: Path,
+    dialect: Dialect,
+    file_format: FileFormat,
+    max_bytes: int,
+) -> None:
+    sizes = {name: math.prod(shape) * dtypes[name].itemsize for name, shape in expected_tensors(config).items()}
     shards = _split(sizes, max_bytes)
     prefix = HUGGINGFACE_PREFIX if dialect == "huggingface" else ""
     stem, suffix = _STEM[file_format], file_format
@@ -87,7 +138,7 @@ def _write_weights(model: CpmBee, folder: Path, dialect: Dialect, file_format: F
     for i, names in enumerate(shards, start=1):
         number = "" if len(shards) == 1 else f"-{i:05d}-of-{len(shards):05d}"
         file = f"{stem}{number}.{suffix}"
-        _write_shard({prefix + name: parameters[name] for name in names}, folder / file)
+        _write_shard({prefix + name: read(name) for name in names}, folder / file)
         weight_map.update(dict.fromkeys((prefix + name for name in names), file))
     if len(shards) > 1:
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
@@ -107,11 +158,11 @@ def _split(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
     return shards
 
 
-def _write_shard(parameters: dict[str, torch.nn.Parameter], file: Path) -> None:
+def _write_shard(given: dict[str, torch.Tensor], file: Path) -> None:
     import torch
 
     # A copy on the CPU that owns exactly its elements: torch.save would write the whole storage behind a view.
-    tensors = {name: parameter.detach().cpu().clone().contiguous() for name, parameter in parameters.items()}
+    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in given.items()}
     if file.suffix == ".bin":
         torch.save(tensors, file)
         return
@@ -122,10 +173,10 @@ def _write_shard(parameters: dict[str, torch.nn.Parameter], file: Path) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
 
 
-def _write_config(model: CpmBee, folder: Path, dialect: Dialect) -> None:
-    values = model.config.to_dict(dialect)
+def _write_config(config: ModelConfig, dtype: torch.dtype, folder: Path, dialect: Dialect) -> None:
+    values = config.to_dict(dialect)
     if dialect == "huggingface":
-        values["torch_dtype"] = str(model.input_embedding.weight.dtype).removeprefix("torch.")
+        values["torch_dtype"] = str(dtype).removeprefix("torch.")
     _write_json(folder / "config.json", values)
 
 

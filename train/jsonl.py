@@ -1,0 +1,88 @@
+"""JSON Lines as records: indexed once, read one line at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpmbee.errors import DataError
+from cpmbee.train.data.opening import is_dataset, open_dataset
+from cpmbee.train.data.records import Record, RecordSet, count_characters, parse_record
+
+
+class JsonLines(RecordSet):
+    """The objects of a JSON Lines file; empty lines are skipped.
+
+    Args:
+        path: of the file, which must not change.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = str(path)
+        begins, numbers, sizes = [], [], []
+        try:
+            with path.open("rb") as file:
+                begin = 0
+                for number, line in enumerate(file, 1):
+                    if line.strip():
+                        begins.append(begin)
+                        numbers.append(number)
+                        sizes.append(len(line))
+                    begin += len(line)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        self._begins = np.array(begins, np.int64)
+        self._numbers = np.array(numbers, np.int64)
+        self._sizes = np.array(sizes, np.int64)
+        self._file = path.open("rb")
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def payload(self, index: int) -> bytes:
+        """As `cpmbee.train.data.records.RecordSet.payload`."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        self._file.seek(self._begins[index])
+        return self._file.read(self._sizes[index])
+
+    def where(self, index: int) -> str:
+        """The file and the line of a record."""
+        return f"{self.path}, line {self._numbers[index]}"
+
+    def read(self, index: int) -> Record:
+        """As `cpmbee.train.data.records.RecordSet.read`; errors name the line."""
+        return parse_record(self.payload(index), self.where(index))
+
+    def lengths(self) -> NDArray[np.int64]:
+        """As `cpmbee.train.data.records.RecordSet.lengths`."""
+        return np.array([count_characters(record) for record in self], np.int64)
+
+    def verify(self) -> None:
+        """As `cpmbee.train.data.records.RecordSet.verify`."""
+        for index in range(len(self)):
+            self.read(index)
+
+
+def open_records(path: str | Path) -> RecordSet:
+    """The records of a JSON Lines file, or of a data set's folder.
+
+    Raises:
+        DataError: it cannot be read, or has no records.
+    """
+    path = Path(path)
+    records = open_dataset(path) if path.is_dir() or is_dataset(path) else JsonLines(path)
+    if not len(records):
+        raise DataError(f"{path}: has no records")
+    return records
+
+
+def where(records: RecordSet, index: int) -> str:
+    """What messages call a record."""
+    return records.where(index) if isinstance(records, JsonLines) else f"{records.name}, record {index}"
