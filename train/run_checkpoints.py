@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -154,8 +155,9 @@ class RunCheckpoints:
                     storage_reader=HuggingFaceStorageReader(str(folder)),
                     no_dist=self.processes.world_size == 1,
                 )
-        except Exception as error:  # the reader raises whatever it stumbles over
-            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        except (CheckpointException, Exception) as error:  # the former is none of the latter
+            causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
+            reason = " ".join(str((causes or [error])[0]).split())
             raise CheckpointError(f"{folder}: cannot be loaded into this model: {reason}") from error
         parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": dict(fixed)}
         for name, tensor in tensors.items():
