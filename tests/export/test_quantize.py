@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpmbee.export import plain_quantize
+from cpmbee.export import parallel, plain_quantize
 from cpmbee.export import quantize as quantize_module
 from cpmbee.export.packing import BLOCK_SIZES, BlockFormat, dequantize, unpack
 from cpmbee.export.quantize import LEVELS, Quantization, QuantizedMatrix
@@ -200,7 +200,7 @@ def test_panels_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_memory_is_a_few_panels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantize_module, "PANEL_BYTES", 1 << 18)
-    monkeypatch.setattr(quantize_module, "physical_cores", lambda: 2)
+    monkeypatch.setattr(parallel, "physical_cores", lambda: 2)
     tensor = np.zeros((20_000, 512), np.float16)
     tensor[:] = np.arange(512)
     matrix = make_matrix(4, 64, (20_000,), 512)
