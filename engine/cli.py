@@ -39,6 +39,7 @@ COMMANDS = {
     "eval": Command("cpmbee.train.cli_eval:main", "measure how well a model answers the records of a file"),
     "merge": Command("cpmbee.train.cli_merge:main", "add a LoRA delta to the weights of a checkpoint"),
     "data": Command("cpmbee.train.data.cli:main", "build a data set from text or JSON lines, look into one"),
+    "pretrain": Command("cpmbee.train.cli_pretrain:main", "train a model on a mixture of data sets"),
 }
 
 

@@ -73,6 +73,20 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def broadcast(self, value: Any) -> Any:
+        """The first process's value, on every process."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
+
+    def device(self) -> torch.device:
+        """Where this process computes: a GPU of its own if there are any, else the CPU."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", torch.cuda.current_device())
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.world_size > 1:

@@ -306,5 +306,7 @@ class Trainer:
             changed = self.config.changes_since(state["config"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.checkpoints.path(steps[-1]) / 'state.json'}: unusable ({error!r})") from None
+        except ValueError as error:
+            raise CheckpointError(f"{self.checkpoints.path(steps[-1])}: cannot be resumed: {error}") from None
         if changed and self.processes.first:
             logger.warning("resuming with other options than the run began with: %s", changed)
