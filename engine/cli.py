@@ -36,6 +36,7 @@ COMMANDS = {
     "verify": Command("cpmbee.export.cli:verify_main", "compare a model folder with its checkpoint"),
     "bench": Command("cpmbee.bench.cli:main", "measure speed, memory and quality, beside other engines"),
     "demo": Command("cpmbee.export.demo:main", "export, verify and ask the bundled demo model"),
+    "finetune": Command("cpmbee.train.cli_finetune:main", "train a checkpoint on records, fully or with LoRA"),
     "eval": Command("cpmbee.train.cli_eval:main", "measure how well a model answers the records of a file"),
     "merge": Command("cpmbee.train.cli_merge:main", "add a LoRA delta to the weights of a checkpoint"),
     "data": Command("cpmbee.train.data.cli:main", "build a data set from text or JSON lines, look into one"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,8 @@ class JsonLines(RecordSet):
         """As `cpmbee.train.data.records.RecordSet.payload`."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        self._file.seek(self._begins[index])
-        return self._file.read(self._sizes[index])
+        # Not seek and read: threads share the file.
+        return os.pread(self._file.fileno(), int(self._sizes[index]), int(self._begins[index]))
 
     def where(self, index: int) -> str:
         """The file and the line of a record."""

@@ -1,0 +1,165 @@
+"""``cpmbee finetune``: a checkpoint and records in, a better checkpoint or a LoRA delta out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from cpmbee.progress import ProgressBar
+from cpmbee.train.arguments import above_zero, not_negative, positive
+from cpmbee.train.finetune import FinetuneConfig, finetune
+from cpmbee.train.lora import ALL_LINEAR, LoraConfig
+from cpmbee.train.metrics import StepMetrics
+from cpmbee.train.options import TrainerConfig
+from cpmbee.train.predictions import METRICS
+from cpmbee.train.processes import Processes, process_group
+from cpmbee.train.tasks import TaskFields
+
+_EPILOG = """\
+A record is a request with its right answer under "<ans>", one JSON object a line. Options of records that are choices
+("options": {"<option_0>": "...", ...}) are scored in evaluations. With --lora-rank only adapters are trained: OUT/delta
+and OUT/adapter go to cpmbee export --lora or cpmbee merge. Several GPUs or processes: torchrun -m cpmbee finetune ...
+"""
+DEFAULT_EPOCHS = 3
+
+
+def main(argv: list[str]) -> int:
+    """Run the command; returns its exit code."""
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.lora_rank is None and (arguments.target or arguments.lora_alpha or arguments.lora_dropout):
+        parser.error("--target, --lora-alpha and --lora-dropout need --lora-rank")
+    with process_group(), ProgressBar() as progress:
+        first = Processes.current().first
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log = logging.getLogger("cpmbee.train")
+        log.setLevel(logging.INFO if first else logging.ERROR)
+        log.addHandler(handler)
+
+        def show(metrics: StepMetrics, steps: int) -> None:
+            progress(f"step {metrics.step} of {steps}, loss {metrics.loss:.4f}", metrics.step / steps)
+
+        try:
+            report = finetune(
+                arguments.checkpoint,
+                arguments.data,
+                arguments.out,
+                _config(arguments),
+                held_out=arguments.eval,
+                vocab=arguments.vocab,
+                device=_device(arguments.device),
+                resume=arguments.resume,
+                on_step=show,
+            )
+        finally:
+            log.removeHandler(handler)
+        progress.clear()
+        if first:
+            best = (
+                ""
+                if report["best_step"] is None
+                else (f"; best after step {report['best_step']}: {report['metric']} {report['best_value']:.4f}")
+            )
+            where = ", ".join(report[name] for name in ("model", "delta", "adapter") if name in report)
+            print(
+                f"{report['steps']} steps, {report['tokens']:,} tokens in {report['seconds']:.0f} s{best}\nwrote {where}"
+            )
+    return 0
+
+
+def _config(arguments: argparse.Namespace) -> FinetuneConfig:
+    lora = None
+    if arguments.lora_rank is not None:
+        targets = tuple(name for group in arguments.target or ["project_q,project_v"] for name in group.split(","))
+        alpha = arguments.lora_alpha or 2.0 * arguments.lora_rank
+        lora = LoraConfig(arguments.lora_rank, alpha, targets, arguments.lora_dropout)
+    trainer = TrainerConfig(
+        steps=arguments.steps or 1,
+        learning_rate=arguments.learning_rate,
+        warmup=arguments.warmup,
+        schedule=arguments.schedule,
+        weight_decay=arguments.weight_decay,
+        accumulation=arguments.accumulation,
+        precision=arguments.precision,
+        activation_checkpointing=arguments.activation_checkpointing,
+        log_every=arguments.log_every,
+        tensorboard=arguments.tensorboard,
+        evaluate_every=arguments.eval_every,
+        patience=arguments.patience,
+        checkpoint_every=arguments.checkpoint_every,
+    )
+    return FinetuneConfig(
+        trainer=trainer,
+        epochs=None if arguments.steps else arguments.epochs,
+        lora=lora,
+        row_length=arguments.row_length,
+        batch_rows=arguments.batch_rows,
+        fields=TaskFields(arguments.task, arguments.choices),
+        metric=arguments.metric,
+        seed=arguments.seed,
+        dialect=arguments.dialect,
+    )
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        return name
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "cpmbee finetune",
+        description="Train a checkpoint further on records with their right answers.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="folder, weight file or shard index of the base model")
+    add("data", type=Path, metavar="DATA", help="JSON Lines of records, or the folder of a data set")
+    add("out", type=Path, metavar="OUT", help="folder to write")
+    add("--eval", type=Path, metavar="FILE", help="held-out records; the best evaluation is what is written")
+    add("--vocab", type=Path, metavar="FILE", help="vocabulary, if none lies beside the checkpoint")
+    add("--choices", metavar="FIELD", help="field with the choices: a list, or a dict with them as keys (options)")
+    add("--task", metavar="FIELD", help="field with the record's task: losses and metrics are given for each")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUT")
+    add("--dialect", choices=("huggingface", "original"), default="huggingface", help="of a full model (huggingface)")
+    group = parser.add_argument_group("LoRA")
+    add = group.add_argument
+    add("--lora-rank", type=positive, metavar="R", help="train adapters of this rank instead of the whole model")
+    add("--lora-alpha", type=above_zero, metavar="ALPHA", help="their output is multiplied by ALPHA / R (2 R)")
+    add("--lora-dropout", type=float, default=0.0, metavar="P", help="of their input (0)")
+    add(
+        "--target",
+        action="append",
+        metavar="NAMES",
+        help=f"layers to adapt, such as project_q,project_v (the default), w_0, w_1, w_out, {ALL_LINEAR}",
+    )
+    group = parser.add_argument_group("training")
+    add = group.add_argument
+    add(
+        "--epochs", type=positive, default=DEFAULT_EPOCHS, metavar="N", help=f"times to see all data ({DEFAULT_EPOCHS})"
+    )
+    add("--steps", type=positive, metavar="N", help="optimizer steps, instead of epochs")
+    add("--learning-rate", type=above_zero, default=1e-3, metavar="X", help="its peak (0.001)")
+    add("--warmup", type=not_negative, default=100, metavar="N", help="steps (100, at most a tenth of all)")
+    add("--schedule", choices=("cosine", "noam", "constant"), default="cosine", help="after the warm-up (cosine)")
+    add("--weight-decay", type=float, default=0.0, metavar="X", help="of matrices (0)")
+    add("--row-length", type=positive, default=512, metavar="N", help="most tokens of a row (512)")
+    add("--batch-rows", type=positive, default=8, metavar="N", help="rows of a batch, over all processes (8)")
+    add("--accumulation", type=positive, default=1, metavar="N", help="batches of one step (1)")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the computation (fp32)")
+    add("--activation-checkpointing", action="store_true", help="less memory, more time")
+    add("--eval-every", type=not_negative, default=0, metavar="N", help="steps between evaluations (an epoch)")
+    add("--metric", choices=METRICS, help="that decides what is best (choice_accuracy with choices, else loss)")
+    add("--patience", type=positive, metavar="N", help="stop after N evaluations that are not better")
+    add("--checkpoint-every", type=not_negative, default=0, metavar="N", help="steps (best and last only)")
+    add("--log-every", type=positive, default=50, metavar="N", help="steps between lines (50)")
+    add("--tensorboard", action="store_true", help="write TensorBoard files to OUT")
+    add("--seed", type=not_negative, default=0, metavar="N", help="of data order, adapters and dropout (0)")
+    add("--device", default="auto", help="such as cpu or cuda (auto)")
+    return parser

@@ -1,0 +1,234 @@
+"""Fine-tuning a checkpoint on supervised records: all parameters, or LoRA adapters.
+
+OUT/
+    checkpoints/        what a killed run goes on from
+    metrics.jsonl       loss of every step, evaluations
+    model/              the best model as a checkpoint (full), or
+    delta/, adapter/    the best adapters, in the research code's names and in PEFT's (LoRA)
+    report.json         what was trained on what, sizes, memory, evaluations
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cpmbee.errors import ConfigError, DataError
+from cpmbee.model import CpmBee, load_model, open_checkpoint
+from cpmbee.model.lora_saving import save_lora
+from cpmbee.model.saving import Dialect, save_tensors
+from cpmbee.model.tensor_names import expected_tensors
+from cpmbee.tokenizer import Tokenizer
+from cpmbee.train.evaluation import TaskMetrics
+from cpmbee.train.footprint import Footprint, peak_memory
+from cpmbee.train.jsonl import open_records
+from cpmbee.train.lora import LoraConfig, add_adapters, delta_of
+from cpmbee.train.metrics import StepMetrics
+from cpmbee.train.options import TrainerConfig
+from cpmbee.train.predictions import METRICS
+from cpmbee.train.processes import Processes, whole_state
+from cpmbee.train.task_source import TaskSource
+from cpmbee.train.tasks import TaskFields, TaskRecord, read_tasks
+from cpmbee.train.trainer import Trainer, TrainingResult
+
+logger = logging.getLogger("cpmbee.train")
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How to fine-tune.
+
+    Attributes:
+        trainer: options of the training loop. ``steps`` is replaced where ``epochs`` is given, and ``evaluate_every``
+            of 0 is once an epoch; ``monitor`` and ``higher_is_better`` follow ``metric``.
+        epochs: times to see every record; None takes ``trainer.steps``.
+        lora: adapters to train instead of all parameters.
+        row_length: most tokens of a row, in which several records may lie.
+        batch_rows: rows of a batch over all processes.
+        fields: what some of the records' fields mean.
+        metric: of `cpmbee.train.predictions.METRICS`, that decides which evaluation is best; None takes
+            ``choice_accuracy`` where the held-out records have choices, else ``loss``.
+        seed: of data order, adapters and dropout.
+        dialect: of the checkpoint that a full run writes.
+    """
+
+    trainer: TrainerConfig
+    epochs: int | None = None
+    lora: LoraConfig | None = None
+    row_length: int = 512
+    batch_rows: int = 8
+    fields: TaskFields = field(default_factory=TaskFields)
+    metric: str | None = None
+    seed: int = 0
+    dialect: Dialect = "huggingface"
+
+    def __post_init__(self) -> None:
+        if self.metric is not None and self.metric not in METRICS:
+            raise ConfigError(f"no metric {self.metric!r}; there are {', '.join(METRICS)}")
+
+
+def finetune(
+    checkpoint: str | Path,
+    data: str | Path,
+    out: str | Path,
+    config: FinetuneConfig,
+    *,
+    held_out: str | Path | None = None,
+    vocab: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    resume: bool = False,
+    on_step: Callable[[StepMetrics, int], None] | None = None,
+) -> dict[str, Any]:
+    """Train, keep the best, and write it.
+
+    Args:
+        checkpoint: of the base model.
+        data: JSON Lines of records with their right answers, or the folder of a data set.
+        out: folder to write.
+        config: how.
+        held_out: records to evaluate on, as ``data``; without them the last step is taken for the best.
+        vocab: vocabulary, if none lies beside the checkpoint.
+        device: where to train.
+        resume: go on from the last checkpoint in ``out``; the same options must be given.
+        on_step: called on the first process after every step, with the number of steps of the run.
+
+    Returns:
+        What ``report.json`` holds.
+
+    Raises:
+        ConfigError: an option is out of range, or there is no vocabulary.
+        DataError: a record cannot be used; names file, line and path.
+        CheckpointError: the checkpoint cannot be read, or ``out`` holds a run (and ``resume`` is not set) or none.
+        FloatingPointError: the loss is no longer finite.
+    """
+    processes, out = Processes.current(), Path(out)
+    vocabulary = vocab or open_checkpoint(checkpoint).vocab_file
+    if vocabulary is None:
+        raise ConfigError(f"{checkpoint}: no vocabulary beside the checkpoint; name one")
+    tokenizer = Tokenizer.from_file(vocabulary)
+    source = TaskSource(
+        open_records(data),
+        config.fields,
+        tokenizer,
+        row_length=config.row_length,
+        batch_rows=config.batch_rows,
+        seed=config.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    evaluation = None if held_out is None else list(read_tasks(open_records(held_out), config.fields))
+    metric = _metric(config, evaluation)
+    trainer_config = _trainer_config(config, source, metric)
+    torch.manual_seed(config.seed)
+    model = load_model(checkpoint, device=device)
+    adapted = [] if config.lora is None else add_adapters(model, config.lora, config.seed)
+    footprint = Footprint.of(model)  # before the trainer shards it
+    if processes.first:
+        logger.info("%s", footprint)
+    trainer = Trainer(
+        model,
+        trainer_config,
+        output=out,
+        evaluate=None if evaluation is None else TaskMetrics(evaluation, tokenizer, _metrics(metric, evaluation)),
+        on_step=None if on_step is None else lambda metrics: on_step(metrics, trainer_config.steps),
+    )
+    result = trainer.train(source, resume)
+    if result.best_step is not None and result.best_step != result.steps:
+        trainer.load_best()
+    written = _write_best(model, config, checkpoint, vocabulary, out, processes)
+    report = _report(config, trainer_config, source, result, footprint, adapted)
+    report.update({"base": str(checkpoint), "data": str(data), "held_out": str(held_out), "metric": metric, **written})
+    if held_out is None:
+        del report["held_out"]
+    if processes.first:
+        text = json.dumps(report, indent=2, ensure_ascii=False)
+        (out / REPORT).write_text(text + "\n", encoding="utf-8")
+    return report
+
+
+def _metric(config: FinetuneConfig, evaluation: list[TaskRecord] | None) -> str:
+    """The metric that decides."""
+    choices = evaluation is not None and any(record.choices is not None for record in evaluation)
+    if config.metric == "choice_accuracy" and not choices:
+        raise DataError("choice_accuracy cannot decide which model is best: no held-out record has choices")
+    return config.metric or ("choice_accuracy" if choices else "loss")
+
+
+def _metrics(metric: str, evaluation: list[TaskRecord]) -> list[str]:
+    """What evaluations measure: the loss always, choices where there are some, written answers (slow) if they decide."""
+    choices = any(record.choices is not None for record in evaluation)
+    return ["loss", *(["choice_accuracy"] if choices else []), *(["exact_match"] if metric == "exact_match" else [])]
+
+
+def _trainer_config(config: FinetuneConfig, source: TaskSource, metric: str) -> TrainerConfig:
+    options = config.trainer.to_dict()
+    per_epoch = source.rows(0) / (config.batch_rows * config.trainer.accumulation)
+    if config.epochs is not None:
+        options["steps"] = math.ceil(config.epochs * per_epoch)
+    options["warmup"] = min(options["warmup"], options["steps"] // 10)
+    options["evaluate_every"] = options["evaluate_every"] or max(1, round(per_epoch))
+    return TrainerConfig.from_dict({**options, "monitor": metric, "higher_is_better": metric != "loss"})
+
+
+def _write_best(
+    model: CpmBee, config: FinetuneConfig, base: str | Path, vocabulary: str | Path, out: Path, processes: Processes
+) -> dict[str, str]:
+    """Write the model's parameters or its adapters; the names in the report of what was written."""
+    if config.lora is not None:
+        delta = delta_of(model)  # gathered by all processes
+        folders = {"delta": out / "delta", "adapter": out / "adapter"}
+        if processes.first:
+            name, dropout = str(base), config.lora.dropout
+            save_lora(delta, folders["delta"], "original", base_model=name, dropout=dropout, overwrite=True)
+            save_lora(delta, folders["adapter"], "peft", base_model=name, dropout=dropout, overwrite=True)
+        return {name: str(folder) for name, folder in folders.items()}
+    state = whole_state(model)
+    folder = out / "model"
+    if processes.first:
+        dtypes = {name: state[name].dtype for name in expected_tensors(model.config)}
+        save_tensors(
+            model.config,
+            dtypes,
+            lambda name: state[name].detach(),
+            folder,
+            config.dialect,
+            vocab_file=vocabulary,
+            overwrite=True,
+        )
+    return {"model": str(folder)}
+
+
+def _report(
+    config: FinetuneConfig,
+    trainer_config: TrainerConfig,
+    source: TaskSource,
+    result: TrainingResult,
+    footprint: Footprint,
+    adapted: list[str],
+) -> dict[str, Any]:
+    per_epoch = source.rows(0) / (config.batch_rows * trainer_config.accumulation)
+    report: dict[str, Any] = {
+        "steps": result.steps,
+        "epochs": round(result.steps / per_epoch, 2),
+        "tokens": result.tokens,
+        "seconds": round(result.seconds, 1),
+        "last_loss": result.losses[-1] if result.losses else None,
+        "best_step": result.best_step,
+        "best_value": result.best_value,
+        "stopped_early": result.stopped_early,
+        "records_left_out": source.over_long,
+        "training": {**trainer_config.to_dict(), "row_length": config.row_length, "batch_rows": config.batch_rows},
+        "memory": {**footprint.to_dict(), **peak_memory()},
+    }
+    if config.lora is not None:
+        report["lora"] = {**asdict(config.lora), "layers": len(adapted)}
+    return report
