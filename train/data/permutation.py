@@ -64,11 +64,13 @@ def _permuted(numbers: UInt64Array, half: int, key: int) -> UInt64Array:
     left, right = numbers >> shift, numbers & low
     for turn in range(_ROUNDS):
         left, right = right, left ^ (_hashed(right ^ np.uint64(mix(key, turn))) & low)
-    return left << shift | right
+    joined: UInt64Array = left << shift | right
+    return joined
 
 
 def _hashed(values: UInt64Array) -> UInt64Array:
     """`mix` of single numbers, without its constant; products are modulo 2^64."""
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)
+    hashed: UInt64Array = values ^ values >> np.uint64(31)
+    return hashed
