@@ -45,7 +45,9 @@ def load_plain(payload: bytes) -> Any:
     machine = _Machine(payload)
     try:
         return machine.run()
-    except (struct.error, StopIteration, IndexError, KeyError, TypeError, UnicodeDecodeError):
+    except DataError:
+        raise
+    except (struct.error, StopIteration, LookupError, TypeError, ValueError):
         raise DataError(f"pickle is broken near byte {machine.position}") from None
 
 

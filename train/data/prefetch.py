@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -42,6 +43,8 @@ class Prefetcher(Generic[Item]):
     def close(self) -> None:
         """Stop the thread; items that wait are lost."""
         self._stop.set()
+        with suppress(queue.Empty):
+            self._ready.get_nowait()  # the thread may wait for room
         self._thread.join()
 
     def _run(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from cpmbee.errors import DataError
 from cpmbee.train.data import Dataset, build_dataset, open_dataset
@@ -84,7 +84,6 @@ def test_a_pickle_that_unfolds_is_refused() -> None:
 
 
 @given(st.binary(max_size=60), plain, st.data())
-@settings(max_examples=200)
 def test_broken_pickles_give_clear_errors(noise: bytes, value: Any, data: st.DataObject) -> None:
     payload = bytearray(pickle.dumps(value, 4))
     for _ in range(3):
@@ -93,7 +92,7 @@ def test_broken_pickles_give_clear_errors(noise: bytes, value: Any, data: st.Dat
     for broken in (bytes(payload), bytes(payload[: len(payload) // 2]), b"\x80\x04" + noise, b"\x80\x04" + codes):
         try:
             load_plain(broken)
-        except (DataError, OverflowError, RecursionError):
+        except DataError:
             continue
 
 
