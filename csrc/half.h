@@ -20,4 +20,24 @@ inline float half_to_float(uint16_t half) {
   return value;
 }
 
+// The nearest number that half precision has, ties to even.
+inline float round_to_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  const uint32_t sign = bits & 0x80000000u;
+  uint32_t magnitude = bits ^ sign;
+  if (magnitude >= 255u << 23) return x;  // infinity, NaN
+  if (magnitude < 113u << 23) {           // subnormal: at 1/2, floats are as far apart as there
+    std::memcpy(&x, &magnitude, sizeof x);
+    x = (x + 0.5f) - 0.5f;
+    std::memcpy(&magnitude, &x, sizeof magnitude);
+  } else {
+    magnitude = (magnitude + 0xfffu + (magnitude >> 13 & 1u)) & ~0x1fffu;
+    if (magnitude > 0x477fe000u) magnitude = 255u << 23;  // beyond 65504
+  }
+  bits = sign | magnitude;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
 }  // namespace cpmbee

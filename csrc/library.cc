@@ -12,7 +12,9 @@ namespace {
 constexpr const char* kDomain = "cpm_bee";
 
 Op* const* all_ops() {
-  static Op* const ops[] = {&bucketed_attention(), &bucketed_position_bias(), &quantized_linear(), nullptr};
+  static Op* const ops[] = {&add_rms_norm(),        &bucketed_attention(), &bucketed_position_bias(),
+                            &gated_gelu(),          &quantized_embedding(), &quantized_linear(),
+                            &rms_norm(),            &subscript_rotation(), nullptr};
   return ops;
 }
 

@@ -38,6 +38,12 @@ std::string Tensor::shape() const {
   return text + "]";
 }
 
+int64_t Tensor::rows() const {
+  int64_t count = 1;
+  for (size_t i = 0; i + 1 < dims.size(); ++i) count *= dims[i];
+  return count;
+}
+
 Tensor Context::input(size_t index) const {
   const OrtValue* value = nullptr;
   check(api().KernelContext_GetInput(context_, index, &value));

@@ -60,6 +60,7 @@ struct Tensor {
     return static_cast<T*>(data);
   }
   std::string shape() const;  // "[2,3]"
+  int64_t rows() const;       // product of all dimensions but the last
 };
 
 // Inputs, outputs and threads of one call.
@@ -128,5 +129,10 @@ class Op : public OrtCustomOp {
 Op& bucketed_position_bias();
 Op& bucketed_attention();
 Op& quantized_linear();
+Op& quantized_embedding();
+Op& subscript_rotation();
+Op& gated_gelu();
+Op& rms_norm();
+Op& add_rms_norm();
 
 }  // namespace cpmbee

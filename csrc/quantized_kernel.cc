@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "half.h"
+
 namespace cpmbee {
 namespace {
 
@@ -93,6 +95,22 @@ void multiply(const QuantizedMatrix& m, const float* inputs, int64_t rows, float
   for (int64_t first = 0; first < rows; first += kSlabRows) {
     multiply_slab(m, inputs + first * m.in_features, std::min(kSlabRows, rows - first), result + first * m.out_features,
                   kernels, executor);
+  }
+}
+
+void dequantize_row(const QuantizedMatrix& m, int64_t output, float* result) {
+  const int64_t lane = output % kLanes;
+  const uint8_t* weight = m.group_weight(output / kLanes) + lane * 4;
+  const uint16_t* scales = m.group_scales(output / kLanes) + lane;
+  const auto zero_point = static_cast<int32_t>(m.zero_point());
+  const int64_t vector_inputs = 32 / m.bits;
+  for (int64_t begin = 0; begin < m.in_features; begin += vector_inputs, weight += kVector) {
+    const float scale = half_to_float(scales[begin / m.block * kLanes]);
+    const int64_t count = std::min(vector_inputs, m.in_features - begin);
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t number = m.bits == 8 ? weight[i] : weight[i / 2] >> i % 2 * 4 & 15;
+      result[begin + i] = static_cast<float>(number - zero_point) * scale;
+    }
   }
 }
 

@@ -112,4 +112,7 @@ const QuantizedKernels& quantized_kernels(Isa isa);
 void multiply(const QuantizedMatrix& matrix, const float* inputs, int64_t rows, float* result,
               const QuantizedKernels& kernels, const Executor& executor);
 
+// result (in_features) = the weights of one output.
+void dequantize_row(const QuantizedMatrix& matrix, int64_t output, float* result);
+
 }  // namespace cpmbee

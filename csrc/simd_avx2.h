@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#define SIMD_TARGET __attribute__((target("avx2,fma")))
+#define SIMD_TARGET __attribute__((target("avx2,fma,f16c")))
 #define SIMD_INLINE SIMD_TARGET __attribute__((always_inline)) inline
 
 namespace cpmbee {
@@ -30,6 +30,7 @@ SIMD_INLINE void store_first(float* p, Vec x, int64_t n) { _mm256_maskstore_ps(p
 SIMD_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 SIMD_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 SIMD_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+SIMD_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }  // a * b + c
 SIMD_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }              // b where one is NaN
 
@@ -45,6 +46,7 @@ SIMD_INLINE float max_lanes(Vec x) {
 }
 
 SIMD_INLINE Vec round_to_integer(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+SIMD_INLINE Vec round_to_half(Vec x) { return _mm256_cvtph_ps(_mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 // x * 2^n for integers n in [-126, 0].
 SIMD_INLINE Vec scale_by_power(Vec x, Vec n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);

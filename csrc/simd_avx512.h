@@ -4,6 +4,7 @@
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wpragmas"  // clang does not know the next one
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 about its own _mm512_undefined_ps
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
@@ -34,6 +35,7 @@ SIMD_INLINE void store_first(float* p, Vec x, int64_t n) { _mm512_mask_storeu_ps
 SIMD_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 SIMD_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 SIMD_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+SIMD_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c
 SIMD_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }              // b where one is NaN
 SIMD_INLINE float sum_lanes(Vec x) { return _mm512_reduce_add_ps(x); }
@@ -42,6 +44,7 @@ SIMD_INLINE float max_lanes(Vec x) { return _mm512_reduce_max_ps(x); }
 SIMD_INLINE Vec round_to_integer(Vec x) {
   return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
+SIMD_INLINE Vec round_to_half(Vec x) { return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 // x * 2^n for integers n in [-126, 0].
 SIMD_INLINE Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
 // x, but zero where a < b.

@@ -19,6 +19,7 @@ from cpmbee.json_file import read_json_object
 MANIFEST = "engine.json"
 FORMAT = "cpmbee-onnx"
 SCHEMA_VERSION = 1
+OPS_VERSION = 2  # of the custom ops; older folders use a part of them
 HASHED_SIZE = 64 << 20  # larger files are only checked against their hash on request
 _REQUIRED = ("config.json", "vocab.txt", "model.onnx", "generation_config.json")
 
@@ -90,6 +91,13 @@ def _manifest(folder: Path) -> dict[str, Any]:
         raise ModelFolderError(
             f"{path}: schema version {version!r}, but this version of cpmbee reads {SCHEMA_VERSION}; "
             "export the model again, or update cpmbee"
+        )
+    ops = manifest.get("ops")
+    ops_version = ops.get("version") if isinstance(ops, dict) else None
+    if type(ops_version) is not int or not 1 <= ops_version <= OPS_VERSION:
+        raise ModelFolderError(
+            f"{path}: version {ops_version!r} of the custom ops, but this version of cpmbee knows 1 to {OPS_VERSION}; "
+            "update cpmbee, or export the model again"
         )
     files = manifest.get("files")
     if not isinstance(files, dict) or not all(_is_entry(entry) for entry in files.values()):

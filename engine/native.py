@@ -19,7 +19,16 @@ from cpmbee.plain import warn_not_built
 if TYPE_CHECKING:
     import onnxruntime
 
-OPS = ("BucketedAttention", "BucketedPositionBias", "QuantizedLinear")
+OPS = (
+    "AddRMSNorm",
+    "BucketedAttention",
+    "BucketedPositionBias",
+    "GatedGelu",
+    "QuantizedEmbedding",
+    "QuantizedLinear",
+    "RMSNorm",
+    "SubscriptRotation",
+)
 ISA_NAMES = ("scalar", "avx2", "avx512")
 
 

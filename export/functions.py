@@ -9,8 +9,10 @@ from collections.abc import Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from cpmbee.folder import OPS_VERSION
+
 DOMAIN = "cpm_bee"
-DOMAIN_VERSION = 1
+DOMAIN_VERSION = OPS_VERSION
 POSITION_BIAS = "BucketedPositionBias"
 ATTENTION = "BucketedAttention"
 

@@ -1,8 +1,7 @@
 """The graph of a CPM-Bee model, assembled from its configuration alone; one function per block.
 
 Every value that a norm reads is a pair ``(stream, addend)`` whose sum is the residual stream: adding and normalizing is
-then one node (``SkipSimplifiedLayerNormalization``). Even the embedding comes as such a pair, for a rotation ends in an
-addition.
+then one node. Only the first block reads the embedding, which is no sum.
 
 Shapes in comments: B sequences, Q new tokens, K keys, R positions that get logits, E extension tokens, V vocabulary,
 d hidden size, H heads, P cache rows.
@@ -18,21 +17,22 @@ from onnx import TensorProto
 from cpmbee.config import ModelConfig
 from cpmbee.export import weights
 from cpmbee.export.assembly import FLOAT, Assembly, quantized_attributes
-from cpmbee.export.builder import CONTRIB, GraphBuilder
+from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.functions import ATTENTION, DOMAIN
 from cpmbee.export.quantize import Quantization, QuantizedMatrix
 from cpmbee.export.quantized_embedding import QUANTIZED_EMBEDDING
 from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
+from cpmbee.export.row_functions import ADD_RMS_NORM, GATED_GELU, RMS_NORM, ROTATION
 from cpmbee.model.tensor_names import BIAS_TABLE, EMBEDDING
 
 FINAL_NORM = "encoder.output_layernorm.weight"
 
 
 class Residual(NamedTuple):
-    """The residual stream as two values that are still to be added, (B, Q, d) each."""
+    """The residual stream, (B, Q, d): two values that are still to be added, or one."""
 
     stream: str
-    addend: str
+    addend: str | None = None
 
 
 def build_graph(
@@ -55,11 +55,11 @@ def build_graph(
         made.embedding = _quantized_embedding(config, quantization)
         graph.quantized_matrix(made.embedding)
     # In fp16 the head's factor 1/sqrt(d) is in the final norm; at the input it stands alone.
-    state = _embed(
-        made, "embed", "input_ids", "input_subs", 1.0 if made.folds else weights.linear_scale(config.hidden_size)
-    )
+    factor = 1.0 if made.folds else weights.linear_scale(config.hidden_size)
+    embedded = _embed(made, "embed", "input_ids", "input_subs", factor)
     if not config.attention_layers:
-        state = Residual(*_select(made, state))
+        (embedded,) = _select(made, embedded)
+    state = Residual(embedded)
     for layer in range(config.num_hidden_layers):
         if layer in config.attention_layers:
             state = _attention_block(made, layer, state, table)
@@ -69,8 +69,8 @@ def build_graph(
     return graph
 
 
-def _embed(made: Assembly, scope: str, ids: str, subs: str, factor: float = 1.0) -> Residual:
-    """Rows of the embedding times ``factor``, rotated by the phases of their subscripts: two addends, (..., d) each."""
+def _embed(made: Assembly, scope: str, ids: str, subs: str, factor: float = 1.0) -> str:
+    """Rows of the embedding times ``factor``, rotated by the phases of their subscripts, (..., d)."""
     graph, config = made.graph, made.config
     if made.embedding is None:
         rows = graph.node("Gather", ["embedding", ids], f"{scope}/rows", axis=0)
@@ -82,45 +82,26 @@ def _embed(made: Assembly, scope: str, ids: str, subs: str, factor: float = 1.0)
         rows = graph.node("Cast", [rows], f"{scope}/rows_fp32", to=FLOAT)
     if factor != 1.0:
         rows = made.times(rows, factor, f"{scope}/rows_scaled")
-    position = graph.node("Cast", [subs], f"{scope}/subs_fp32", to=FLOAT)
-    scale = graph.constant("embed/distance_scale", np.float32(config.distance_scale))
-    position = graph.node("Mul", [position, scale], f"{scope}/position")
-    position = _phase_rounding(made, position)
-    column = graph.constant("last_axis", np.array([-1], np.int64))
-    position = graph.node("Unsqueeze", [position, column], f"{scope}/position_column")
-    frequencies = graph.constant("embed/frequencies", weights.signed_frequencies(config))
-    phase = graph.node("Mul", [position, frequencies], f"{scope}/phase")
-    phase = _phase_rounding(made, phase)
-    cos = graph.node("Cos", [phase], f"{scope}/cos")
-    sin = graph.node("Sin", [phase], f"{scope}/sin")
-    halves = [f"{scope}/first", f"{scope}/second"]
-    graph.multi("Split", [rows], halves, f"{scope}/halves", axis=-1, num_outputs=2)
-    swapped = graph.node("Concat", halves[::-1], f"{scope}/swapped", axis=-1)
-    straight = graph.node("Mul", [rows, cos], f"{scope}/straight")
-    turned = graph.node("Mul", [swapped, sin], f"{scope}/turned")
-    return Residual(straight, turned)
-
-
-def _phase_rounding(made: Assembly, value: str) -> str:
-    """Round to fp16 where the model was trained with fp16 phases."""
-    if not made.config.half:
-        return value
-    rounded = made.graph.node("Cast", [value], f"{value}_fp16", to=TensorProto.FLOAT16)
-    return made.graph.node("Cast", [rounded], f"{value}_rounded", to=FLOAT)
+    return graph.node(
+        ROTATION,
+        [rows, subs, graph.constant("embed/frequencies", weights.frequencies(config))],
+        f"{scope}/rotated",
+        DOMAIN,
+        distance_scale=float(config.distance_scale),
+        half_phases=int(config.half),
+    )
 
 
 def _norm(made: Assembly, scope: str, source: str, state: Residual, factor: float) -> tuple[str, str]:
     """Add and normalize: the norm's output and the added stream, (B, Q, d) each."""
     weight = made.graph.weight(weights.norm_weight(f"{scope}/norm_weight", source, made.config, factor))
     normed, stream = f"{scope}/normed", f"{scope}/stream"
-    made.graph.multi(
-        "SkipSimplifiedLayerNormalization",
-        [state.stream, state.addend, weight],
-        [normed, "", "", stream],
-        f"{scope}/norm",
-        CONTRIB,
-        epsilon=weights.carried_eps(made.config.eps, made.num_blocks),
-    )
+    epsilon = weights.carried_eps(made.config.eps, made.num_blocks)
+    if state.addend is None:
+        made.graph.multi(RMS_NORM, [state.stream, weight], [normed], f"{scope}/norm", DOMAIN, epsilon=epsilon)
+        return normed, state.stream
+    inputs = [state.stream, state.addend, weight]
+    made.graph.multi(ADD_RMS_NORM, inputs, [normed, stream], f"{scope}/norm", DOMAIN, epsilon=epsilon)
     return normed, stream
 
 
@@ -156,7 +137,7 @@ def _attention_block(made: Assembly, layer: int, state: Residual, table: str) ->
         scale=weights.linear_scale(config.dim_head),
     )
     if made.num_caches == len(config.attention_layers):
-        stream, context = _select(made, (stream, context))
+        stream, context = _select(made, stream, context)
     out = _project_out(made, scope, context, f"{source}.self_attention.attention_out.weight", config.attention_dim)
     return Residual(stream, out)
 
@@ -170,15 +151,12 @@ def _ffn_block(made: Assembly, layer: int, state: Residual) -> Residual:
     sources = (f"{source}.ffn.w_in.w_0.weight", f"{source}.ffn.w_in.w_1.weight")
     dims_out = (config.dim_ff,) * 2
     both = made.linear(normed, f"{scope}/in", f"{scope}/in_weight", sources, config.hidden_size, dims_out)
-    gate, value = f"{scope}/gate", f"{scope}/value"
-    graph.multi("Split", [both], [gate, value], f"{scope}/split", axis=-1, num_outputs=2)
-    gate = graph.node("Gelu", [gate], f"{scope}/gelu", CONTRIB)
-    gated = graph.node("Mul", [gate, value], f"{scope}/gated")
+    gated = graph.node(GATED_GELU, [both], f"{scope}/gated", DOMAIN)
     out = _project_out(made, scope, gated, f"{source}.ffn.w_out.weight", config.dim_ff)
     return Residual(stream, out)
 
 
-def _select(made: Assembly, values: tuple[str, str]) -> tuple[str, str]:
+def _select(made: Assembly, *values: str) -> list[str]:
     """Keep the positions that get logits, (B, Q, .) -> (B, R, .).
 
     Done right behind the last attention: from there on positions do not look at each other, so all others may go.
@@ -187,8 +165,7 @@ def _select(made: Assembly, values: tuple[str, str]) -> tuple[str, str]:
     index = graph.node("Cast", ["logits_index"], "select/index", to=TensorProto.INT64)
     column = graph.constant("last_axis", np.array([-1], np.int64))
     index = graph.node("Unsqueeze", [index, column], "select/index_column")
-    first, second = (graph.node("GatherND", [v, index], f"{v}_selected", batch_dims=1) for v in values)
-    return first, second
+    return [graph.node("GatherND", [v, index], f"{v}_selected", batch_dims=1) for v in values]
 
 
 def _head(made: Assembly, state: Residual) -> None:
@@ -212,7 +189,7 @@ def _head(made: Assembly, state: Residual) -> None:
     if made.dtype == np.float16:
         matrix = graph.node("Cast", [matrix], "head/embedding_fp32", to=FLOAT)
     base = graph.node("MatMul", [matrix, columns], "head/base")  # (V, B * R)
-    extension = graph.node("Add", list(_embed(made, "extension", "ext_ids", "ext_subs")), "extension/embedding")
+    extension = _embed(made, "extension", "ext_ids", "ext_subs")
     ext = graph.node("MatMul", [extension, columns], "head/ext")  # (E, B * R)
     both = graph.node("Concat", [base, ext], "head/both", axis=0)
     by_row = graph.node("Transpose", [both], "head/by_row", perm=[1, 0])  # (B * R, V + E)
@@ -228,7 +205,7 @@ def _quantized_head(made: Assembly, hidden: str, embedding: QuantizedMatrix) -> 
     tensors = [embedding.weight.name, embedding.scales.name]
     attributes = quantized_attributes(embedding)
     base = graph.node(QUANTIZED_LINEAR, [hidden, *tensors], "head/base", DOMAIN, **attributes)
-    extension = graph.node("Add", list(_embed(made, "extension", "ext_ids", "ext_subs")), "extension/embedding")
+    extension = _embed(made, "extension", "ext_ids", "ext_subs")
     columns = graph.node("Transpose", [extension], "extension/columns", perm=[1, 0])
     ext = graph.node("MatMul", [hidden, columns], "head/ext")
     graph.node("Concat", [base, ext], "logits", axis=-1)

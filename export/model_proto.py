@@ -13,6 +13,7 @@ from cpmbee.export.builder import CONTRIB, GraphBuilder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION, bucketed_attention, bucketed_position_bias
 from cpmbee.export.quantized_embedding import quantized_embedding
 from cpmbee.export.quantized_functions import quantized_linear
+from cpmbee.export.row_functions import add_rms_norm, gated_gelu, rms_norm, subscript_rotation
 
 IR_VERSION = 9  # the oldest supported runtime, 1.18, reads it
 OPSET = 18
@@ -41,6 +42,7 @@ def to_model(graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.T
     constants = [*graph.constants.values(), *initializers]
     opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (CONTRIB, 1), (DOMAIN, DOMAIN_VERSION))]
     functions = [bucketed_position_bias(), bucketed_attention()]
+    functions += [subscript_rotation(config.half), rms_norm(), add_rms_norm(), gated_gelu()]
     if graph.quantized:
         functions += [quantized_linear(), quantized_embedding(graph.quantized[0].layout.bits)]
     model: onnx.ModelProto = helper.make_model(

@@ -26,7 +26,7 @@ def quantized_linear() -> onnx.FunctionProto:
     multiples of 16 and ``block_size``. Attributes: ``bits``, ``block_size``, ``in_features``, ``out_features``.
     """
     multiply = helper.make_node(
-        "MatMulNBits", ["x", "weight_rows", "scale_rows"], ["y"], domain=CONTRIB, accuracy_level=_INT8_ACTIVATIONS
+        "MatMulNBits", ["x", "weight_rows", "scale_rows"], ["product"], domain=CONTRIB, accuracy_level=_INT8_ACTIVATIONS
     )
     for name, ours in {"K": "in_features", "N": "out_features", "bits": "bits", "block_size": "block_size"}.items():
         multiply.attribute.append(_reference(name, ours))
@@ -52,6 +52,8 @@ def quantized_linear() -> onnx.FunctionProto:
         helper.make_node("Reshape", ["weight_by_output", "weight_shape"], ["padded_weight"]),
         helper.make_node("Slice", ["padded_weight", "begin", "end"], ["weight_rows"]),
         multiply,
+        # Nothing to do, but it tells type inference, which does not know MatMulNBits, what comes out.
+        helper.make_node("Cast", ["product"], ["y"], to=TensorProto.FLOAT),
     ]
     opsets = [
         helper.make_opsetid("", FUNCTION_OPSET),

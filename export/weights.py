@@ -71,20 +71,16 @@ def linear_scale(dim_in: int) -> float:
     return 1 / math.sqrt(dim_in)
 
 
-def signed_frequencies(config: ModelConfig) -> NDArray[np.float32]:
-    """Frequencies of the rotation of embeddings by subscript, (d,): ``[-f, f]``.
+def frequencies(config: ModelConfig) -> NDArray[np.float32]:
+    """Frequencies of the rotation of embeddings by subscript, (d / 2).
 
-    With them ``x * cos(p) + swap_halves(x) * sin(p)``, ``p = subscript * signed frequency``, is the whole rotation: the
-    sign of the first half of the sine comes from the frequency. A ``half`` configuration was trained with fp16
-    frequencies, so they are rounded here.
+    A ``half`` configuration was trained with fp16 frequencies, so they are rounded here.
     """
     exponents = np.arange(0, config.hidden_size, 2, dtype=np.float32) / np.float32(config.hidden_size)
     # The power is taken in fp64 and rounded: the nearest thing to the fp32 power functions of training frameworks.
     powers = np.power(PHASE_BASE, exponents.astype(np.float64)).astype(np.float32)
-    frequencies = np.float32(1) / powers
-    if config.half:
-        frequencies = frequencies.astype(np.float16).astype(np.float32)
-    return np.concatenate((-frequencies, frequencies))
+    result: NDArray[np.float32] = np.float32(1) / powers
+    return result.astype(np.float16).astype(np.float32) if config.half else result
 
 
 def norm_weight(name: str, source: str, config: ModelConfig, factor: float) -> StoredTensor:

@@ -1,4 +1,5 @@
 // Compares every set of quantized kernels with the scalar reference, bit by bit; meant for a build with sanitizers.
+// Rows of weights are compared with what they multiply a single 1 to.
 //
 // Every array has exactly its size and lies on the heap, so that AddressSanitizer sees a read past any of them. Each
 // problem runs serially and on two threads.
@@ -67,6 +68,20 @@ struct Case {
   }
 };
 
+// The last output's weight for a random input, against the product with a row that is 1 there and 0 elsewhere.
+bool reads_rows(const Case& test, Random& random) {
+  const QuantizedMatrix& m = test.matrix;
+  const int64_t output = m.out_features - 1;
+  const int64_t input = random.integer(0, m.in_features - 1);
+  std::vector<float> row(m.in_features);
+  cpmbee::dequantize_row(m, output, row.data());
+  std::vector<float> one(m.in_features, 0.0f);
+  one[input] = 1.0f;
+  std::vector<float> product(m.out_features);
+  cpmbee::multiply(m, one.data(), 1, product.data(), cpmbee::kScalarQuantized, Serial());
+  return std::abs(product[output] - row[input]) <= 1e-6f * std::abs(row[input]);
+}
+
 bool same(const std::vector<float>& a, const std::vector<float>& b) {
   for (size_t i = 0; i < a.size(); ++i) {
     const bool both_nan = std::isnan(a[i]) && std::isnan(b[i]);
@@ -84,6 +99,10 @@ int main(int argc, char** argv) {
   Random random(seed);
   for (int i = 0; i < problems; ++i) {
     const Case test(random);
+    if (!reads_rows(test, random)) {
+      std::fprintf(stderr, "problem %d: a row of weights is not what is multiplied\n", i);
+      return 1;
+    }
     const std::vector<float> expected = test.run(*available.front(), Serial());
     for (const QuantizedKernels* kernels : available) {
       const bool serial = same(test.run(*kernels, Serial()), expected);

@@ -175,6 +175,11 @@ def test_every_prefix_of_a_graph_is_read_or_refused(folder: Path) -> None:
     ("edit", "message"),
     [
         (lambda m: m.update(schema_version=99), "schema version 99"),
+        (
+            lambda m: m["ops"].update(version=99),
+            "version 99 of the custom ops, but this version of cpmbee knows 1 to 2",
+        ),
+        (lambda m: m.pop("ops"), "version None of the custom ops"),
         (lambda m: m.update(format="other"), "not the manifest"),
         (lambda m: m.update(files=[]), "files must map"),
         (lambda m: m["files"].update({"vocab.txt": {"size": "1"}}), "files must map"),
