@@ -21,7 +21,8 @@ from cpmbee.train.tasks import TaskFields
 _EPILOG = """\
 A record is a request with its right answer under "<ans>", one JSON object a line. Options of records that are choices
 ("options": {"<option_0>": "...", ...}) are scored in evaluations. With --lora-rank only adapters are trained: OUT/delta
-and OUT/adapter go to cpmbee export --lora or cpmbee merge. Several GPUs or processes: torchrun -m cpmbee finetune ...
+and OUT/adapter go to cpmbee export --lora or cpmbee merge. On several GPUs:
+  torchrun --nproc-per-node N --no-python cpmbee finetune ...
 """
 DEFAULT_EPOCHS = 3
 
@@ -32,6 +33,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.lora_rank is None and (arguments.target or arguments.lora_alpha or arguments.lora_dropout):
         parser.error("--target, --lora-alpha and --lora-dropout need --lora-rank")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     with process_group(), ProgressBar() as progress:
         first = Processes.current().first
         handler = logging.StreamHandler()
@@ -65,9 +68,8 @@ def main(argv: list[str]) -> int:
                 else (f"; best after step {report['best_step']}: {report['metric']} {report['best_value']:.4f}")
             )
             where = ", ".join(report[name] for name in ("model", "delta", "adapter") if name in report)
-            print(
-                f"{report['steps']} steps, {report['tokens']:,} tokens in {report['seconds']:.0f} s{best}\nwrote {where}"
-            )
+            print(f"{report['steps']} steps, {report['tokens']:,} tokens in {report['seconds']:.0f} s{best}")
+            print(f"wrote {where}")
     return 0
 
 
@@ -141,9 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add(
-        "--epochs", type=positive, default=DEFAULT_EPOCHS, metavar="N", help=f"times to see all data ({DEFAULT_EPOCHS})"
-    )
+    add("--epochs", type=positive, default=DEFAULT_EPOCHS, metavar="N", help=f"rounds of the data ({DEFAULT_EPOCHS})")
     add("--steps", type=positive, metavar="N", help="optimizer steps, instead of epochs")
     add("--learning-rate", type=above_zero, default=1e-3, metavar="X", help="its peak (0.001)")
     add("--warmup", type=not_negative, default=100, metavar="N", help="steps (100, at most a tenth of all)")
@@ -161,5 +161,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-every", type=positive, default=50, metavar="N", help="steps between lines (50)")
     add("--tensorboard", action="store_true", help="write TensorBoard files to OUT")
     add("--seed", type=not_negative, default=0, metavar="N", help="of data order, adapters and dropout (0)")
+    add("--threads", type=not_negative, default=0, metavar="N", help="of the CPU; 1 suits small models (PyTorch's)")
     add("--device", default="auto", help="such as cpu or cuda (auto)")
     return parser

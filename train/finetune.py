@@ -1,11 +1,8 @@
 """Fine-tuning a checkpoint on supervised records: all parameters, or LoRA adapters.
 
-OUT/
-    checkpoints/        what a killed run goes on from
-    metrics.jsonl       loss of every step, evaluations
-    model/              the best model as a checkpoint (full), or
-    delta/, adapter/    the best adapters, in the research code's names and in PEFT's (LoRA)
-    report.json         what was trained on what, sizes, memory, evaluations
+Written to the output folder: ``checkpoints/``, what a killed run goes on from; ``metrics.jsonl``, the loss of every step
+and evaluations; ``report.json``, what was trained on what, sizes, memory. The best model comes as a checkpoint in
+``model/`` (full) or as ``delta/`` and ``adapter/``, its adapters in the research code's names and in PEFT's (LoRA).
 """
 
 from __future__ import annotations
@@ -164,7 +161,7 @@ def _metric(config: FinetuneConfig, evaluation: list[TaskRecord] | None) -> str:
 
 
 def _metrics(metric: str, evaluation: list[TaskRecord]) -> list[str]:
-    """What evaluations measure: the loss always, choices where there are some, written answers (slow) if they decide."""
+    """What evaluations measure: the loss, choices where there are some, written answers (slow) where they decide."""
     choices = any(record.choices is not None for record in evaluation)
     return ["loss", *(["choice_accuracy"] if choices else []), *(["exact_match"] if metric == "exact_match" else [])]
 

@@ -17,6 +17,9 @@ from cpmbee.model import CpmBee
 from cpmbee.runner import Backend, Int32, Runner
 
 
+_ONE_THREAD_PARAMETERS = 20_000_000  # threads of the CPU take longer to meet than smaller models to compute
+
+
 class TorchBackend(Backend):
     """A model with a cache of token rows, on the model's device and in its dtype; for one thread at a time.
 
@@ -40,12 +43,15 @@ class TorchBackend(Backend):
     @contextmanager
     def runner(self) -> Iterator[Runner]:
         """A runner; the model is in evaluation mode as long as it is out."""
-        training = self.model.training
+        training, threads = self.model.training, torch.get_num_threads()
+        small = sum(parameter.numel() for parameter in self.model.parameters()) < _ONE_THREAD_PARAMETERS
+        torch.set_num_threads(1 if small else threads)
         self.model.eval()
         try:
             yield TorchRunner(self)
         finally:
             self.model.train(training)
+            torch.set_num_threads(threads)
 
 
 class TorchRunner(Runner):
