@@ -1,7 +1,7 @@
 """Fine-tuning a checkpoint on supervised records: all parameters, or LoRA adapters.
 
-Written to the output folder: ``checkpoints/``, what a killed run goes on from; ``metrics.jsonl``, the loss of every step
-and evaluations; ``report.json``, what was trained on what, sizes, memory. The best model comes as a checkpoint in
+The output folder gets ``checkpoints/``, from which a killed run goes on; ``metrics.jsonl``, the loss of every step and
+evaluations; ``report.json``, what was trained on what, sizes, memory. The best model comes as a checkpoint in
 ``model/`` (full) or as ``delta/`` and ``adapter/``, its adapters in the research code's names and in PEFT's (LoRA).
 """
 

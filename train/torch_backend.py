@@ -16,7 +16,6 @@ from torch import Tensor
 from cpmbee.model import CpmBee
 from cpmbee.runner import Backend, Int32, Runner
 
-
 _ONE_THREAD_PARAMETERS = 20_000_000  # threads of the CPU take longer to meet than smaller models to compute
 
 
