@@ -96,9 +96,11 @@ class BucketedBias(nn.Module):
         # that is the plain sum over the places a row was used. A query of nothing but -inf would make the softmax, and
         # through it every gradient, NaN; it gets a uniform softmax instead, and Attention throws its result away.
         extended = torch.cat((table.new_tensor([0.0, -math.inf]).expand(heads, 2), table.t()), 1)  # (H, 2 + N)
-        rows = (relation.int() + 2).masked_fill(blind, 0)  # -1 has become the row of -inf
-        bias = extended.index_select(1, rows.flatten()).view(heads, *relation.shape)
-        return AttentionBias(bias.transpose(0, 1), blind[:, None])  # (B, H, Q, K)
+        rows = (relation.long() + 2).masked_fill(blind, 0)  # -1 has become the row of -inf
+        batch, queries, keys = relation.shape
+        places = rows.view(batch, 1, -1).expand(-1, heads, -1)  # (B, H, Q * K), a view
+        bias = extended.expand(batch, -1, -1).gather(2, places).view(batch, heads, queries, keys)
+        return AttentionBias(bias, blind[:, None])
 
 
 class Attention(nn.Module):
