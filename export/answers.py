@@ -100,6 +100,6 @@ def _written(result: GenerationResult) -> tuple[object, ...]:
 
 
 def _is_decided(noisy: Engine, request: Request, beam_size: int, undisturbed: GenerationResult) -> bool:
-    """Whether the reference writes under every noise tried what it writes under none; the first that differs ends it."""
+    """Whether the reference writes under every noise tried what it writes under none."""
     written = _written(undisturbed)
     return all(_written(_answers(noisy, [request], beam_size)[0]) == written for _ in range(TRIALS))

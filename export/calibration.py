@@ -1,75 +1,93 @@
-"""How strong each input of each matrix is while a model reads requests: the weights of a calibrated scale search.
+"""What the inputs of each matrix look like while a model reads requests: the knowledge of a calibrated export.
 
-The error that a quantized matrix makes in its output is, input by input, the error of the weight times the input.
-Weighing squared errors of weights with the mean square of their input therefore makes the search minimize the error of
-the output (inputs taken as uncorrelated). The PyTorch reference reads the requests, one layer in memory at a time, so
-that any model can be calibrated whose checkpoint can be exported.
+The PyTorch reference reads the requests, one layer in memory at a time and only when the export has come to that layer,
+so that any model can be calibrated whose checkpoint can be exported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from cpmbee.export.reference_loading import few_threads, stream_layers
+from cpmbee.export.error_feedback import Moments
+from cpmbee.export.reference_loading import embedded, few_threads, layer_steps
 from cpmbee.export.sources import TensorSource
 from cpmbee.export.transcripts import read_transcripts
 from cpmbee.model.cpmbee import Linear
-from cpmbee.model.tensor_names import EMBEDDING
 from cpmbee.tokenizer import Tokenizer
 
-Float32 = NDArray[np.float32]
+DAMPING = 0.01  # of the mean square of the inputs, on the diagonal: for inputs that the requests hardly excite
+ROWS = 4096  # inputs that are gathered before their products are taken
 
 
-def input_strengths(
-    source: TensorSource, tokenizer: Tokenizer, requests: str | Path, tell: Callable[[str, float], None]
-) -> dict[str, Float32]:
-    """Mean squares of the inputs of every matrix, by checkpoint tensor, each divided by their mean.
-
-    For the embedding they are those of the head, averaged with 1: its rows are also read as they are.
+class Calibration:
+    """Moments of the inputs of matrices, layer by layer.
 
     Args:
         source: the checkpoint.
         tokenizer: the model's.
         requests: JSON Lines of requests, best with their answers.
-        tell: is told how much is done.
 
     Raises:
         ConfigError: the file has a line that is not a request this model can read.
     """
-    transcripts = read_transcripts(requests, tokenizer, source.config)
-    squares: dict[str, Tensor] = {}
 
-    def watch(module: nn.Module, prefix: str) -> None:
+    def __init__(self, source: TensorSource, tokenizer: Tokenizer, requests: str | Path) -> None:
+        self._config = source.config
+        inputs = [transcript.inputs for transcript in read_transcripts(requests, tokenizer, source.config)]
+        self._gathered: dict[str, _Products] = {}
+        self._steps = layer_steps(source, "fp32", inputs, embedded(source, "fp32", inputs), self._watch)
+
+    def moments(self, name: str) -> Moments:
+        """Those of the inputs of a linear layer; layers in their order.
+
+        Args:
+            name: of its tensor.
+        """
+        with few_threads(self._config), torch.no_grad():
+            while name not in self._gathered:
+                self._gathered.clear()
+                next(self._steps)
+            return self._gathered.pop(name).moments()
+
+    def _watch(self, module: nn.Module, prefix: str) -> None:
         for name, part in module.named_modules():
-            if isinstance(part, Linear):
-                part.register_forward_pre_hook(_adder(squares, f"{prefix}{name}.weight"))
-
-    with few_threads(source.config), torch.no_grad():
-        hidden = stream_layers(source, "fp32", [t.inputs for t in transcripts], watch, tell)
-        for transcript, h in zip(transcripts, hidden, strict=True):
-            index = torch.from_numpy(transcript.inputs.logits_index[0]).long()
-            _add(squares, EMBEDDING, h[0, index])
-    strengths = {name: _relative(total) for name, total in squares.items()}
-    strengths[EMBEDDING] = (strengths[EMBEDDING] + np.float32(1)) / np.float32(2)
-    return strengths
+            if isinstance(part, Linear) and not name.endswith(("project_k", "project_v", "w_1")):  # read as others do
+                products = self._gathered[f"{prefix}{name}.weight"] = _Products(part.weight.shape[1])
+                part.register_forward_pre_hook(products.add)
 
 
-def _adder(squares: dict[str, Tensor], name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    return lambda module, inputs: _add(squares, name, inputs[0])
+class _Products:
+    """Sums of products of all pairs of inputs."""
 
+    def __init__(self, dim: int) -> None:
+        self._sums = torch.zeros(dim, dim)
+        self._waiting: list[Tensor] = []
+        self._count = 0
 
-def _add(squares: dict[str, Tensor], name: str, values: Tensor) -> None:
-    total = values.double().square().flatten(0, -2).sum(0)
-    squares[name] = squares[name] + total if name in squares else total
+    def add(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A hook that sees the inputs of a linear layer, (1, Q, inputs)."""
+        self._waiting.append(inputs[0].flatten(0, -2))
+        if sum(map(len, self._waiting)) >= ROWS:
+            self._flush()
 
+    def moments(self) -> Moments:
+        """Of everything seen."""
+        self._flush()
+        means = self._sums / max(1, self._count)
+        squares = means.diagonal().clone()
+        means.diagonal().add_(DAMPING * squares.mean().clamp_min(torch.finfo(torch.float32).tiny))
+        # With the inputs in reverse, means = R * transpose of R with an upper R: its inverse is the factor.
+        root = torch.linalg.cholesky(means.flip(0, 1)).flip(0, 1)
+        factor = torch.linalg.solve_triangular(root, torch.eye(len(root)), upper=True)
+        return Moments(np.asarray(squares), np.asarray(factor))
 
-def _relative(total: Tensor) -> Float32:
-    mean = float(total.mean()) or 1.0
-    relative: Float32 = (total / mean).float().numpy()
-    return relative
+    def _flush(self) -> None:
+        if self._waiting:
+            rows = torch.cat(self._waiting)
+            self._sums.addmm_(rows.T, rows)
+            self._count += len(rows)
+            self._waiting.clear()

@@ -42,7 +42,10 @@ def export_main(argv: list[str]) -> int:
     )
     group.add_argument("--method", choices=METHODS, default="search", help="how scales are found (search)")
     group.add_argument(
-        "--calibration", type=Path, metavar="FILE", help="JSON Lines of requests: weigh errors by their activations"
+        "--calibration",
+        type=Path,
+        metavar="FILE",
+        help="JSON Lines of requests to read: make rounding errors cancel out on inputs like theirs",
     )
     args = parser.parse_args(argv)
     from cpmbee.export import export

@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
-from numpy.typing import NDArray
 
 import cpmbee
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, ConfigError, DependencyError, VocabularyError
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
+from cpmbee.export.error_feedback import Moments
 from cpmbee.export.folder import REPORT, require_space, staged_folder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION
 from cpmbee.export.graph import build_graph
@@ -77,8 +76,9 @@ def export(
         block_size: of quantized matrices, inputs that share a scale: 32, 64 or 128.
         head_bits: of the quantized embedding, which is the head as well: 4 or 8.
         method: "search" picks the scale of each block for the least squared error, "nearest" from its largest weight.
-        calibration: JSON Lines of requests, best with their answers filled in: "search" then weighs the error of each
-            input by how strong it is in these requests. Runs the PyTorch reference, one layer in memory at a time.
+        calibration: JSON Lines of requests, best with their answers filled in: "search" then corrects what rounding
+            does to each matrix by the inputs that it has in these requests (`cpmbee.export.error_feedback`). Runs the
+            PyTorch reference, one layer in memory at a time.
         vocab: the vocabulary, where none lies beside the checkpoint.
         lora: a delta to merge, or where to read it.
         lora_alpha: its alpha, where no configuration beside it says so.
@@ -104,11 +104,11 @@ def export(
     vocab_file = _vocabulary(source, vocab)
     quantization = None
     if precision in QUANTIZED:
-        importance = None
+        moments = None
         if calibration is not None and method == "search":
             tell("calibrating", 0.0)
-            importance = _calibrated(source, vocab_file, calibration, tell)
-        quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, importance)
+            moments = _calibrated(source, vocab_file, calibration)
+        quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, moments)
     planned = build_graph(source.config, precision, quantization)
     with staged_folder(Path(out), overwrite) as folder:
         require_space(folder, sum(tensor.nbytes + ALIGNMENT for tensor in planned.stored.values()))
@@ -161,21 +161,19 @@ def _check_options(precision: str, block_size: int, head_bits: int, method: str)
             raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}")
 
 
-def _calibrated(
-    source: TensorSource, vocab_file: Path, requests: str | Path, tell: Progress
-) -> dict[str, NDArray[np.float32]]:
-    """How strong each input of each matrix is in some requests.
+def _calibrated(source: TensorSource, vocab_file: Path, requests: str | Path) -> Callable[[str], Moments]:
+    """What the inputs of each matrix look like in some requests.
 
     Raises:
         DependencyError: torch is not installed.
     """
     try:
-        from cpmbee.export.calibration import input_strengths
+        from cpmbee.export.calibration import Calibration
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
         raise DependencyError('calibration needs torch: pip install "cpmbee[torch]"') from None
-    return input_strengths(source, Tokenizer.from_file(vocab_file), requests, tell)
+    return Calibration(source, Tokenizer.from_file(vocab_file), requests).moments
 
 
 def _vocabulary(source: TensorSource, vocab: str | Path | None) -> Path:
@@ -232,7 +230,7 @@ def _manifest(
             "quantization": {
                 "block_size": quantization.block_size,
                 "method": quantization.method,
-                "calibrated": quantization.importance is not None,
+                "calibrated": quantization.calibration is not None,
                 "activations": "int8",
             }
         }

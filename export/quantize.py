@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cpmbee.export.error_feedback import Moments, quantize_corrected
 from cpmbee.export.packing import LANES, BlockFormat, Float16, Float32, Uint8
 from cpmbee.export.parallel import in_order
 from cpmbee.export.plain_quantize import Quantized
 from cpmbee.export.weights import StoredTensor, scaled
+from cpmbee.model.tensor_names import EMBEDDING
 
 if TYPE_CHECKING:
     from cpmbee.export.plain_quantize import expand, quantize, widen
@@ -31,7 +33,7 @@ METHODS: tuple[Method, ...] = ("nearest", "search")
 DEFAULT_BLOCK_SIZE = 64
 DEFAULT_HEAD_BITS = 8  # of int4 models, too: the head costs little and decides every token
 PANEL_BYTES = 1 << 20  # of fp32 rows that are quantized at a time
-LEAST_IMPORTANCE = 0.01  # of the mean: a channel that a few requests leave silent may speak in the next
+CORRECTED_PANEL_BYTES = 8 << 20  # where corrections are products with all inputs' moments
 
 # Candidates for the number that a block's extreme becomes (`plain_quantize.quantize`). The first is round-to-nearest;
 # the others were picked greedily for normal and heavy-tailed weights in blocks of 32, 64 and 128. At 4 bits a little
@@ -51,22 +53,23 @@ class Quantization:
         block_size: inputs that share a scale.
         method: "nearest" rounds to the nearest number on a scale that the largest weight of a block sets; "search"
             picks each block's scale for the least squared error.
-        importance: weights of the inputs in that error, by checkpoint tensor; None weighs all inputs the same.
+        calibration: tells the moments of a matrix's inputs, by the name of its first checkpoint tensor; "search" then
+            corrects errors of attention and feed-forward matrices (`cpmbee.export.error_feedback`).
     """
 
     body_bits: int
     head_bits: int
     block_size: int
     method: Method = "search"
-    importance: Mapping[str, Float32] | None = field(default=None, repr=False)
+    calibration: Callable[[str], Moments] | None = field(default=None, repr=False)
 
     def matrix(
         self, name: str, sources: tuple[str, ...], dim_in: int, dims_out: tuple[int, ...], factor: float, bits: int
     ) -> QuantizedMatrix:
         """Linear layers with one input as one quantized matrix, times ``factor``."""
-        importance = None if self.importance is None else self.importance.get(sources[0])
         layout = BlockFormat(bits, self.block_size)
-        return QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, importance)
+        calibration = None if sources[0] == EMBEDDING else self.calibration
+        return QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, calibration)
 
 
 class QuantizedMatrix:
@@ -81,7 +84,7 @@ class QuantizedMatrix:
         layout: bits and block size.
         weight: the bytes.
         scales: their scales, known once the bytes have been made.
-        error: relative RMS error of the matrix, weighted by importance where there is one; None before.
+        error: relative RMS error of the matrix, of its outputs where it was calibrated; None before.
     """
 
     def __init__(
@@ -93,7 +96,7 @@ class QuantizedMatrix:
         factor: float,
         layout: BlockFormat,
         method: Method,
-        importance: Float32 | None,
+        calibration: Callable[[str], Moments] | None,
     ) -> None:
         self.name = name
         self.sources = sources
@@ -103,7 +106,7 @@ class QuantizedMatrix:
         self.layout = layout
         self.error: float | None = None
         self._method = method
-        self._importance = importance
+        self._calibration = calibration
         self._scales: list[Array] = []
         shapes = layout.weight_shape(self.dim_out, dim_in), layout.scales_shape(self.dim_out, dim_in)
         self.weight = StoredTensor(name, shapes[0], np.dtype(np.uint8), sources, self._make)
@@ -117,12 +120,10 @@ class QuantizedMatrix:
     def _make(self, tensors: Sequence[Array]) -> Iterator[Uint8]:
         """The bytes, panel by panel."""
         rows, columns = self.layout.padded(self.dim_out, self.dim_in)
-        step = max(LANES, PANEL_BYTES // (4 * columns) // LANES * LANES)
-        importance = np.ones(columns, np.float32)
-        if self._importance is not None:
-            mean = float(self._importance.mean()) or 1.0
-            importance[: self.dim_in] = np.maximum(self._importance / mean, LEAST_IMPORTANCE)
-        levels = np.array(LEVELS[self.layout.bits][: None if self._method == "search" else 1], np.float32)
+        panel_bytes = PANEL_BYTES if self._calibration is None else CORRECTED_PANEL_BYTES
+        step = max(LANES, panel_bytes // (4 * columns) // LANES * LANES)
+        ones = np.ones(columns, np.float32)
+        moments = None if self._calibration is None else self._calibration(self.sources[0])
         buffers = threading.local()
 
         def panel(start: int) -> Quantized:
@@ -130,8 +131,9 @@ class QuantizedMatrix:
                 buffers.values = np.zeros((min(step, rows), columns), np.float32)
             values = buffers.values[: rows - start]
             copy_rows(tensors, start, self.factor, values[:, : self.dim_in])
-            bits, block_size = self.layout.bits, self.layout.block_size
-            return Quantized(*quantize(values, importance, bits, block_size, levels, self._method == "search"))
+            if moments is not None:
+                return quantize_corrected(values, moments, self.layout, self.block_scales)
+            return self.rounded(values, ones)
 
         error = power = 0.0
         self._scales.clear()
@@ -141,6 +143,17 @@ class QuantizedMatrix:
             power += made.power
             yield made.packed
         self.error = float(np.sqrt(error / power)) if power else 0.0
+
+    def rounded(self, values: Float32, importance: Float32) -> Quantized:
+        """Rows whose blocks are rounded one by one."""
+        search = self._method == "search"
+        levels = np.array(LEVELS[self.layout.bits][: None if search else 1], np.float32)
+        return Quantized(*quantize(values, importance, self.layout.bits, self.layout.block_size, levels, search))
+
+    def block_scales(self, block: Float32, importance: Float32) -> Float16:
+        """Scales of one block of inputs, (rows,)."""
+        scales: Float16 = self.rounded(block, importance).scales.reshape(-1)
+        return scales
 
     def _made_scales(self, tensors: Sequence[Array]) -> Iterator[Array]:
         yield from self._scales

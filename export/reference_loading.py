@@ -102,7 +102,6 @@ def stream_layers(
     source: TensorSource,
     precision: Precision,
     inputs: Sequence[GraphInputs],
-    watch: Callable[[nn.Module, str], None] | None = None,
     tell: Progress | None = None,
 ) -> list[Tensor]:
     """Run calls of one sequence each through the model, layer by layer.
@@ -111,30 +110,57 @@ def stream_layers(
         source: of the weights.
         precision: that the matrices are rounded to.
         inputs: calls that read everything; no cache is kept.
-        watch: is shown each part of the model and the prefix of its tensors' names, before it runs.
         tell: is told how much is done.
 
     Returns:
         For each call the hidden state after the final norm, (1, Q, D).
     """
+    hidden = embedded(source, precision, inputs)
+    for layer, _ in enumerate(layer_steps(source, precision, inputs, hidden)):
+        if tell is not None:
+            tell("running the reference", layer / source.config.num_hidden_layers)
     config = source.config
-    embedding = load_embedding(source, precision)
-    hidden = [embedding(_tensor(call.input_ids), _tensor(call.input_subs)) for call in inputs]
-    del embedding  # the largest tensor of all; who needs the head loads it again
+    norm = _filled(lambda: RMSNorm(config.hidden_size, config.eps), source, "encoder.output_layernorm.", precision)
+    return [norm(h) for h in hidden]
+
+
+@torch.no_grad()
+def embedded(source: TensorSource, precision: Precision, inputs: Sequence[GraphInputs]) -> list[Tensor]:
+    """The hidden state of each call in front of the first layer, (1, Q, D)."""
+    embedding = load_embedding(source, precision)  # the largest tensor of all: not kept
+    return [embedding(_tensor(call.input_ids), _tensor(call.input_subs)) for call in inputs]
+
+
+def layer_steps(
+    source: TensorSource,
+    precision: Precision,
+    inputs: Sequence[GraphInputs],
+    hidden: list[Tensor],
+    watch: Callable[[nn.Module, str], None] | None = None,
+) -> Iterator[None]:
+    """Replace hidden states in front of the first layer by those behind each layer in turn.
+
+    Args:
+        source: of the weights.
+        precision: that the matrices are rounded to.
+        inputs: calls of one sequence each that read everything; no cache is kept.
+        hidden: their hidden states, (1, Q, D) each.
+        watch: is shown each layer and the prefix of its tensors' names, before it runs.
+    """
+    config = source.config
     table = _filled(
         lambda: BucketedBias(config.num_bias_rows, config.num_attention_heads), source, "position_bias.", precision
     )
     for i in range(config.num_hidden_layers):
-        if tell is not None:
-            tell("running the reference", i / config.num_hidden_layers)
         prefix = f"encoder.layers.{i}."
         layer = _filled(lambda: Layer(config, i), source, prefix, precision)  # noqa: B023
         if watch is not None:
             watch(layer, prefix)
-        for n, call in enumerate(inputs):
-            hidden[n] = layer(hidden[n], table(_tensor(call.relation)), None)[0]
-    norm = _filled(lambda: RMSNorm(config.hidden_size, config.eps), source, "encoder.output_layernorm.", precision)
-    return [norm(h) for h in hidden]
+        with torch.no_grad():
+            for n, call in enumerate(inputs):
+                hidden[n] = layer(hidden[n], table(_tensor(call.relation)), None)[0]
+        del layer
+        yield
 
 
 @torch.no_grad()

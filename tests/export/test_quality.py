@@ -15,7 +15,6 @@ from cpmbee.config import ModelConfig
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError, PromptError
 from cpmbee.export import export
-from cpmbee.export.calibration import input_strengths
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.quality import kl_divergence, measure
@@ -23,9 +22,7 @@ from cpmbee.export.reference_loading import streamed_logits
 from cpmbee.export.report import Quality
 from cpmbee.export.sources import open_source
 from cpmbee.export.transcripts import Transcript, make_transcript, read_requests, read_transcripts
-from cpmbee.model.tensor_names import EMBEDDING, is_linear
 from cpmbee.tokenizer import Tokenizer
-from tests.export.cases import make_checkpoint
 from tests.model.factory import VOCABULARY, tiny_config
 
 REQUESTS = demo_checkpoint() / "requests.jsonl"
@@ -192,49 +189,19 @@ def test_demo_model_keeps_its_accuracy(precision: str, lost: float, demo: Callab
     assert sum(right) / len(right) == pytest.approx(found.accuracy, abs=0.006)  # greedy search writes what was counted
 
 
-def test_search_loses_less_than_rounding(demo: Callable[..., tuple[Quality, Path]]) -> None:
+def test_search_loses_less_than_rounding_and_calibration_less_still(demo: Callable[..., tuple[Quality, Path]]) -> None:
     """Over several block sizes: each alone is one draw of errors in a model that is sure of nearly every token."""
+    ways: dict[str, dict[str, Any]] = {
+        "nearest": {"method": "nearest"},
+        "search": {},
+        "calibrated": {"calibration": REQUESTS},
+    }
     lost = {
-        method: sum(demo(precision="int4", block_size=size, method=method)[0].kl for size in (32, 64, 128))
-        for method in ("nearest", "search")
+        way: sum(demo(precision="int4", block_size=size, **options)[0].kl for size in (32, 64, 128))
+        for way, options in ways.items()
     }
     assert lost["search"] < 0.9 * lost["nearest"]
-
-
-def test_strengths_are_mean_squares_of_inputs(tmp_path: Path) -> None:
-    config = tiny_config(mask_modules=((False, False), (True, False), (False, True)))
-    source = open_source(make_checkpoint(tmp_path / "checkpoint", config))
-    file = tmp_path / "requests.jsonl"
-    file.write_text("".join(json.dumps({"input": text, "<ans>": "b"}) + "\n" for text in ("今天", "abc")))
-    found = input_strengths(source, TOKENIZER, file, quiet)
-    expected = {name for name, shape in _shapes(source).items() if is_linear(name, shape)}
-    assert found.keys() == {EMBEDDING, *expected}
-    for name, strength in found.items():
-        assert strength.shape == (_shapes(source)[name][1],)
-        assert strength.dtype == np.float32
-        assert strength.mean() == pytest.approx(1)
-    # Queries, keys and values read the same; the norm in front of them scales channels by its weight.
-    parts = [found[f"encoder.layers.0.self_att.self_attention.project_{part}.weight"] for part in "qkv"]
-    np.testing.assert_array_equal(parts[0], parts[1])
-    np.testing.assert_array_equal(parts[0], parts[2])
-
-
-def _shapes(source: Any) -> dict[str, tuple[int, ...]]:
-    from cpmbee.model.tensor_names import expected_tensors
-
-    return expected_tensors(source.config)
-
-
-def test_calibration_changes_scales_and_weighted_errors(tmp_path: Path) -> None:
-    checkpoint, file = make_checkpoint(tmp_path / "checkpoint"), tmp_path / "requests.jsonl"
-    file.write_text('{"input": "今天天气", "<ans>": "真好"}\n')
-    plain = export(checkpoint, tmp_path / "plain", "int4", verify=False)
-    calibrated = export(checkpoint, tmp_path / "calibrated", "int4", calibration=file)
-    assert calibrated.verification is not None
-    assert calibrated.verification.passed
-    assert json.loads((tmp_path / "calibrated" / "engine.json").read_text())["quantization"]["calibrated"]
-    assert [matrix.name for matrix in calibrated.matrices] == [matrix.name for matrix in plain.matrices]
-    assert [matrix.error for matrix in calibrated.matrices] != [matrix.error for matrix in plain.matrices]
+    assert lost["calibrated"] < 0.7 * lost["search"]
 
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
