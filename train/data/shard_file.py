@@ -75,15 +75,12 @@ class ShardFile:
     def __init__(self, folder: Path, entry: ShardEntry) -> None:
         self.path = folder / entry.file
         self.entry = entry
+        require_shard(folder, entry)
         try:
             with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._map = mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
         except OSError as error:
             raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
-        except ValueError:  # an empty file cannot be mapped
-            raise self._damaged("it is empty") from None
-        if len(self._map) != entry.size:
-            raise self._damaged(f"it has {len(self._map)} bytes, the manifest says {entry.size}")
         try:
             self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
             same = self._reader.schema.equals(SCHEMA)
@@ -91,12 +88,12 @@ class ShardFile:
                 [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)] if same else []
             )
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(str(error)) from None
+            raise _damaged(self.path, str(error)) from None
         if not same:
-            raise self._damaged("its columns are not payload and length")
+            raise _damaged(self.path, "its columns are not payload and length")
         self._starts = [0, *np.cumsum(counts, dtype=np.int64).tolist()]
         if self._starts[-1] != entry.records:
-            raise self._damaged(f"it has {self._starts[-1]} records, the manifest says {entry.records}")
+            raise _damaged(self.path, f"it has {self._starts[-1]} records, the manifest says {entry.records}")
         self._verified: set[int] = set()
         self.columns = lru_cache(_OPEN_BATCHES)(self._columns)
 
@@ -124,7 +121,7 @@ class ShardFile:
         """
         digest = hashlib.sha256(self._map).hexdigest()
         if digest != self.entry.sha256:
-            raise self._damaged("its checksum is not the manifest's")
+            raise _damaged(self.path, "its checksum is not the manifest's")
 
     def _columns(self, number: int) -> BatchColumns:
         """A record batch; its checksum is compared when it is read for the first time."""
@@ -134,12 +131,28 @@ class ShardFile:
                 batch.validate(full=True)
             columns = columns_of(batch)
         except (pa.ArrowException, OSError, ValueError) as error:
-            raise self._damaged(f"record batch {number}: {error}") from None
+            raise _damaged(self.path, f"record batch {number}: {error}") from None
         if number not in self._verified:
             if columns.checksum() != (metadata or {}).get(CHECKSUM):
-                raise self._damaged(f"record batch {number} does not match its checksum")
+                raise _damaged(self.path, f"record batch {number} does not match its checksum")
             self._verified.add(number)
         return columns
 
-    def _damaged(self, reason: str) -> DataError:
-        return DataError(f"{self.path}: the shard is damaged: {reason}; build the data set again")
+
+def require_shard(folder: Path, entry: ShardEntry) -> None:
+    """Make sure that a shard is there and as large as it should be, without opening it.
+
+    Raises:
+        DataError: it is not; names the file.
+    """
+    path = folder / entry.file
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+    if size != entry.size:
+        raise _damaged(path, f"it has {size} bytes, the manifest says {entry.size}")
+
+
+def _damaged(path: Path, reason: str) -> DataError:
+    return DataError(f"{path}: the shard is damaged: {reason}; build the data set again")

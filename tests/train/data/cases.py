@@ -17,6 +17,8 @@ from tests.engine.small_vocabulary import SPECIALS
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 BLOCK = 256  # bytes; the original's are 16 MiB
+RECORDS = [{"input": "今天" * (i % 9), "<ans>": str(i)} for i in range(40)]
+PAYLOADS = [json.dumps(record).encode() for record in RECORDS]
 
 
 def tokenizer() -> Tokenizer:

@@ -16,10 +16,7 @@ from cpmbee.errors import DataError
 from cpmbee.train.data import Dataset, build_dataset, open_dataset
 from cpmbee.train.data.legacy import LegacyDataset
 from cpmbee.train.data.plain_pickle import load_plain
-from tests.train.data.cases import BLOCK, pickled, write_legacy
-
-RECORDS = [{"input": "今天" * (i % 9), "<ans>": str(i)} for i in range(40)]
-PAYLOADS = [json.dumps(record).encode() for record in RECORDS]
+from tests.train.data.cases import BLOCK, PAYLOADS, RECORDS, pickled, write_legacy
 
 plain = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(allow_nan=False), st.text()),
