@@ -227,5 +227,5 @@ def _report(
         "memory": {**footprint.to_dict(), **peak_memory()},
     }
     if config.lora is not None:
-        report["lora"] = {**asdict(config.lora), "layers": len(adapted)}
+        report["lora"] = {**asdict(config.lora), "targets": list(config.lora.targets), "layers": len(adapted)}
     return report

@@ -1,0 +1,233 @@
+"""Fine-tuning: it learns, keeps the best, goes on where it was killed, and says what it did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from cpmbee.cli import main
+from cpmbee.errors import CheckpointError, ConfigError, DataError
+from cpmbee.model import load_model, open_checkpoint, read_lora
+from cpmbee.tokenizer import Tokenizer
+from cpmbee.train.batches import TrainingBatch, encode_sample
+from cpmbee.train.finetune import FinetuneConfig, finetune
+from cpmbee.train.jsonl import open_records
+from cpmbee.train.lora import LoraConfig
+from cpmbee.train.options import TrainerConfig
+from cpmbee.train.source import BatchSource
+from cpmbee.train.task_source import TaskSource
+from cpmbee.train.tasks import TaskFields
+from tests.model.factory import write_checkpoint
+from tests.train.task_files import choice_records, copy_records, write_records
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("finetune") / "base")
+
+
+@pytest.fixture(scope="module")
+def data(base: Path) -> Path:
+    return write_records(base.parent / "copy.jsonl", copy_records(40))
+
+
+@pytest.fixture(scope="module")
+def held_out(base: Path) -> Path:
+    return write_records(base.parent / "held_out.jsonl", copy_records(7, seed=1))
+
+
+def settings(steps: int = 12, lora: LoraConfig | None = None, **options: Any) -> FinetuneConfig:
+    trainer = TrainerConfig(steps, 0.03, warmup=2, evaluate_every=4)
+    return FinetuneConfig(trainer=trainer, lora=lora, row_length=64, batch_rows=4, **options)
+
+
+def source_of(file: Path, base: Path, **options: Any) -> TaskSource:
+    values: dict[str, Any] = {"row_length": 64, "batch_rows": 3, **options}
+    return TaskSource(open_records(file), TaskFields(), Tokenizer.from_file(base / "vocab.txt"), **values)
+
+
+def take(source: TaskSource, count: int) -> list[TrainingBatch]:
+    batches = iter(source)
+    taken = list(islice(batches, count))
+    batches.close()  # type: ignore[attr-defined]
+    return taken
+
+
+def same(one: TrainingBatch, other: TrainingBatch) -> bool:
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
+
+
+def test_an_epoch_holds_every_record_once(base: Path, data: Path) -> None:
+    source = source_of(data, base, batch_rows=1)
+    assert isinstance(source, BatchSource)
+    epochs = [take(source, source.rows(epoch)) for epoch in range(2)]
+    tokenizer = Tokenizer.from_file(base / "vocab.txt")
+    expected = sorted(encode_sample(record, tokenizer).input_ids.tobytes() for record in open_records(data))
+    orders = []
+    for batches in epochs:
+        found = []
+        for batch in batches:
+            assert batch.input_ids.shape[1] <= 64
+            for span in range(int(batch.spans[0, : batch.length[0]].max()) + 1):
+                mine = (batch.spans[0] == span) & (np.arange(batch.input_ids.shape[1]) < batch.length[0])
+                found.append(batch.input_ids[0, mine].tobytes())
+        assert sorted(found) == expected
+        orders.append(found)
+    assert orders[0] != orders[1]
+    assert sum(int(batch.length.sum()) for batch in epochs[0]) == source.tokens
+    padding = 1 - source.tokens / (source.rows(0) * 64)
+    assert padding < 0.15
+
+
+def test_a_source_goes_on_where_it_was(base: Path, data: Path) -> None:
+    whole = take(source_of(data, base), 9)
+    first = source_of(data, base)
+    assert all(map(same, take(first, 4), whole))
+    state = json.loads(json.dumps(first.state_dict()))
+    second = source_of(data, base)
+    second.load_state_dict(state)
+    assert all(map(same, take(second, 5), whole[4:]))
+    shares = [take(source_of(data, base, rank=rank, world_size=2), 2) for rank in range(2)]
+    for one, other, together in zip(*shares, whole[:2], strict=True):
+        assert np.array_equal(np.concatenate([one.input_ids, other.input_ids]), together.input_ids)
+    for options in ({"seed": 1}, {"row_length": 63}, {"batch_rows": 2}):
+        with pytest.raises(ValueError, match="the saved data position has"):
+            source_of(data, base, **options).load_state_dict(state)
+
+
+def test_records_that_do_not_fit(base: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    records = [*copy_records(3), {"input": "a" * 100, "<ans>": "a"}]
+    source = source_of(write_records(tmp_path / "long.jsonl", records), base)
+    assert source.over_long == 1
+    assert "1 of 4 records are longer than a row of 64 tokens" in caplog.text
+    with pytest.raises(DataError, match="all records are longer than a row of 5 tokens"):
+        source_of(data, base, row_length=5)
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: \$\.<ans>: holds no answer to learn"):
+        source_of(write_records(tmp_path / "bad.jsonl", [{"a": "b", "<ans>": "c"}, {"a": "b", "<ans>": {}}]), base)
+    with pytest.raises(ValueError, match="cannot be shared by 4 processes"):
+        source_of(data, base, rank=0, world_size=4)
+
+
+def test_full(base: Path, data: Path, held_out: Path, tmp_path: Path) -> None:
+    report = finetune(base, data, tmp_path / "out", settings(20), held_out=held_out)
+    assert report == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["metric"] == "loss"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if "learning_rate" in line]
+    assert losses[-1] < 0.6 * losses[0]
+    assert report["memory"]["trainable"] == report["memory"]["parameters"]
+    assert report["memory"]["peak_resident_bytes"] > 1e7
+    model = open_checkpoint(tmp_path / "out" / "model")
+    assert model.vocab_file is not None
+    before = load_model(base).state_dict()
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in load_model(model.path).state_dict().items())
+
+
+def test_the_best_evaluation_is_kept(base: Path, data: Path, held_out: Path, tmp_path: Path) -> None:
+    """Training that diverges on purpose: the best is not the last."""
+    config = FinetuneConfig(TrainerConfig(12, 3.0, warmup=0, schedule="constant", evaluate_every=4), row_length=64)
+    report = finetune(base, data, tmp_path / "out", config, held_out=held_out)
+    assert report["best_step"] < report["steps"]
+    assert main(["eval", str(tmp_path / "out" / "model"), str(held_out), "--output", str(tmp_path / "e.json")]) == 0
+    found = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+    assert found["loss"] == pytest.approx(report["best_value"], rel=1e-4)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(2, 4.0, ("project_q", "w_1"), dropout=0.1)], ids=["full", "lora"])
+def test_resumed_equals_uninterrupted(
+    base: Path, data: Path, held_out: Path, tmp_path: Path, lora: LoraConfig | None
+) -> None:
+    whole = finetune(base, data, tmp_path / "whole", settings(12, lora), held_out=held_out)
+
+    class KilledError(Exception):
+        pass
+
+    def kill(metrics: Any, steps: int) -> None:
+        if metrics.step == 10:
+            raise KilledError
+
+    with pytest.raises(KilledError):
+        finetune(base, data, tmp_path / "parts", settings(12, lora), held_out=held_out, on_step=kill)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        finetune(base, data, tmp_path / "parts", settings(12, lora), held_out=held_out)
+    resumed = finetune(base, data, tmp_path / "parts", settings(12, lora), held_out=held_out, resume=True)
+    for name in ("steps", "tokens", "last_loss", "best_step", "best_value"):
+        assert resumed[name] == whole[name], name
+    if lora is None:
+        states = [load_model(tmp_path / run / "model").state_dict() for run in ("whole", "parts")]
+        assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    else:
+        deltas = [read_lora(tmp_path / run / "delta").factors for run in ("whole", "parts")]
+        assert all(np.array_equal(deltas[0][name].b, deltas[1][name].b) for name in deltas[0])
+
+
+def test_lora_writes_both_dialects(base: Path, data: Path, tmp_path: Path) -> None:
+    report = finetune(base, data, tmp_path / "out", settings(6, LoraConfig(2, 4.0)))
+    assert report["lora"] == {
+        "rank": 2,
+        "alpha": 4.0,
+        "targets": ["project_q", "project_v"],
+        "dropout": 0.0,
+        "layers": 6,
+    }
+    assert report["memory"]["trainable"] == 6 * 2 * (24 + 20)
+    assert report["best_step"] is None
+    delta, adapter = read_lora(tmp_path / "out" / "delta"), read_lora(tmp_path / "out" / "adapter")
+    assert set(delta.factors) == set(adapter.factors)
+    assert all(np.array_equal(delta.factors[name].b, adapter.factors[name].b) for name in delta.factors)
+    assert any(factors.b.any() for factors in delta.factors.values())
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_command_with_choices_and_tasks(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def named(records: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
+        return [{**record, "kind": task} for record in records]
+
+    data = write_records(tmp_path / "a.jsonl", named(choice_records(16), "choose") + named(copy_records(8), "copy"))
+    held_out = write_records(
+        tmp_path / "b.jsonl", named(choice_records(6, 1), "choose") + named(copy_records(3, 1), "copy")
+    )
+    common = [str(base), str(data), str(tmp_path / "out"), "--eval", str(held_out), "--task", "kind"]
+    options = ["--epochs", "2", "--batch-rows", "2", "--row-length", "80", "--lora-rank", "2", "--target", "all-linear"]
+    assert main(["finetune", *common, *options]) == 0
+    out, err = capsys.readouterr()
+    assert "best after step" in out
+    assert "parameters are trained" in err
+    report = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert report["metric"] == "choice_accuracy"
+    assert report["lora"]["layers"] == 21
+    assert report["epochs"] == pytest.approx(2, abs=0.2)
+    metrics = (tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8")
+    assert "loss/copy" in metrics
+    assert "choice_accuracy/choose" in metrics
+    assert main(["finetune", *common, *options]) == 1
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_wrong_use(base: Path, data: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["finetune", str(base), str(data), str(tmp_path / "out"), "--target", "project_q"]) == 2
+    assert "need --lora-rank" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="no metric 'bleu'"):
+        settings(metric="bleu")
+    with pytest.raises(DataError, match="no held-out record has choices"):
+        finetune(base, data, tmp_path / "out", settings(metric="choice_accuracy"), held_out=held_out)
+    with pytest.raises(CheckpointError, match="no checkpoint to resume"):
+        finetune(base, data, tmp_path / "out", settings(), resume=True)
+    bad = write_records(tmp_path / "bad.jsonl", [{"input": "a", "<ans>": "b"}, {"input": ["a"], "<ans>": "b"}])
+    assert main(["finetune", str(base), str(bad), str(tmp_path / "out")]) == 1
+    assert f"{bad}, line 2: $.input: expected a string or a dict, not list" in capsys.readouterr().err
