@@ -1,0 +1,151 @@
+"""What is trained on: generated look-ups first, which teach where to look, then the records themselves.
+
+A look-up is made from lines alone: its text holds some characters of one of four lines, among characters of modern
+text, and the line is the answer. Characters that many texts have are there by chance, so that a rare one counts more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cpmbee.bench.ccpm_data import MASK, OPTIONS, CcpmRecord, request
+from cpmbee.tokenizer import Tokenizer
+from cpmbee.train.batches import TrainingBatch, collate, encode_sample
+from cpmbee.train.source import rows_of_rank
+
+BATCHES_PER_DRAW = 16
+PUNCTUATION = "，。？！：；、"
+LEAST_KEPT = 0.3  # share of a line's characters that a look-up's text has, at least
+NOISE = (2, 14)  # characters of modern text in it, from and below
+UNRELATED = 0.5  # share of look-ups whose lines are unrelated; the others have the lines of one record
+
+
+def lookup(records: Sequence[CcpmRecord], rng: np.random.Generator) -> CcpmRecord:
+    """A generated record; which line its model was translated to plays no part."""
+    chosen = [records[int(index)] for index in rng.integers(len(records), size=OPTIONS + 1)]
+    lines = list(chosen[0].lines)
+    if rng.random() < UNRELATED:
+        lines = [record.lines[int(rng.integers(OPTIONS))] for record in chosen[:OPTIONS]]
+    right = int(rng.integers(OPTIONS))
+    kept_share = rng.uniform(LEAST_KEPT, 1)
+    kept = [char for char in lines[right] if char not in PUNCTUATION and rng.random() < kept_share]
+    if rng.random() < 0.5:
+        rng.shuffle(kept)
+    noise = _piece(chosen[-1].text, int(rng.integers(*NOISE)), rng)
+    return CcpmRecord(_interleaved(kept, noise, rng) or PUNCTUATION[0], tuple(lines), right)
+
+
+def varied(record: CcpmRecord, masked: float, rng: np.random.Generator) -> dict[str, Any]:
+    """The request of a record with its options in another order and a share of all characters masked."""
+    order = rng.permutation(OPTIONS)
+
+    def markup(text: str) -> str:
+        hidden = rng.random(len(text)) < masked
+        return "".join(MASK if hide else Tokenizer.escape(char) for char, hide in zip(text, hidden, strict=True))
+
+    right = int(np.flatnonzero(order == record.right)[0])
+    return request(markup(record.text), [markup(record.lines[index]) for index in order], right)
+
+
+def _piece(text: str, length: int, rng: np.random.Generator) -> list[str]:
+    start = int(rng.integers(0, max(1, len(text) - length)))
+    return list(text[start : start + length])
+
+
+def _interleaved(first: list[str], second: list[str], rng: np.random.Generator) -> str:
+    """Both sequences, each in its order."""
+    from_first = np.zeros(len(first) + len(second), np.bool_)
+    from_first[rng.permutation(len(from_first))[: len(first)]] = True
+    one, other = iter(first), iter(second)
+    return "".join(next(one) if take else next(other) for take in from_first)
+
+
+class CcpmBatches:
+    """An endless stream of batches with one sample a row; a `cpmbee.train.source.BatchSource`.
+
+    The share of look-ups falls linearly from all to none over the first batches; records come once an epoch, shuffled.
+    Samples are drawn for several batches at once and sorted by length, so that little is padding. A draw depends on the
+    seed and its number only: the position alone says how to go on.
+
+    Args:
+        records: to train on.
+        tokenizer: their vocabulary.
+        batch_size: rows.
+        lookup_batches: until there are no look-ups any more.
+        masked: share of the records' characters that are masked; look-ups have noise enough.
+        seed: of everything that is drawn.
+        rank: of this process.
+        world_size: processes that share the rows of a batch.
+    """
+
+    tasks = ("look-up", "ccpm")
+
+    def __init__(
+        self,
+        records: Sequence[CcpmRecord],
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int,
+        lookup_batches: int,
+        masked: float,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._records = records
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._lookup_batches = lookup_batches
+        self._masked = masked
+        self._seed = seed
+        self._rank = rank
+        self._world_size = world_size
+        self._position = 0  # batches handed out
+        self._order: tuple[int, NDArray[np.int64]] | None = None  # of the records in an epoch
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        """Go on from the current position."""
+        while True:
+            number, first = divmod(self._position, BATCHES_PER_DRAW)
+            for batch in self._draw(number, first):
+                self._position += 1
+                yield rows_of_rank(batch, self._rank, self._world_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what the stream was made from."""
+        return {"position": self._position, "seed": self._seed, "batch_size": self._batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue behind ``state["position"]`` batches.
+
+        Raises:
+            ValueError: the state is of a stream with another seed or batch size.
+        """
+        if (state["seed"], state["batch_size"]) != (self._seed, self._batch_size):
+            raise ValueError("the state belongs to a stream with another seed or batch size")
+        self._position = int(state["position"])
+
+    def _draw(self, number: int, first: int) -> Iterator[TrainingBatch]:
+        """The batches of one draw from the ``first`` on."""
+        rng = np.random.default_rng((self._seed, number))
+        size = BATCHES_PER_DRAW * self._batch_size
+        share = max(0.0, 1 - number * BATCHES_PER_DRAW / self._lookup_batches) if self._lookup_batches else 0.0
+        samples = []
+        for index in range(number * size, (number + 1) * size):
+            task = int(rng.random() >= share)
+            data = varied(self._record(index), self._masked, rng) if task else lookup(self._records, rng).request()
+            samples.append(encode_sample(data, self._tokenizer, task=task))
+        samples.sort(key=len)
+        for start in rng.permutation(BATCHES_PER_DRAW)[first:] * self._batch_size:
+            yield collate([[sample] for sample in samples[start : start + self._batch_size]], self._tokenizer)
+
+    def _record(self, index: int) -> CcpmRecord:
+        epoch, place = divmod(index, len(self._records))
+        if self._order is None or self._order[0] != epoch:
+            order = np.random.default_rng((self._seed, epoch, len(self._records))).permutation(len(self._records))
+            self._order = (epoch, order)
+        return self._records[int(self._order[1][place])]
