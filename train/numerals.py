@@ -12,7 +12,7 @@ The data is made here, so it has no licence but the project's, and every answer 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -136,15 +136,18 @@ def random_number(rng: np.random.Generator) -> int:
     return int("".join(map(str, digits)))
 
 
-def examples(rng: np.random.Generator, held_out: bool) -> Iterator[Example]:
-    """An endless stream of examples, both directions in turn, all or none of them held out.
+def examples(
+    rng: np.random.Generator, held_out: bool, directions: Sequence[Direction] = DIRECTIONS
+) -> Iterator[Example]:
+    """An endless stream of examples, the directions in turn, all or none of them held out.
 
     Args:
         rng: source of numbers; equal states give equal streams.
         held_out: which side of the split the numbers come from.
+        directions: what the answers are written in.
     """
     while True:
-        for direction in DIRECTIONS:
+        for direction in directions:
             number = random_number(rng)
             while is_held_out(number) is not held_out:
                 number = random_number(rng)

@@ -1,4 +1,5 @@
 import json
+import string
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ from cpmbee.config import ModelConfig
 from cpmbee.model import IGNORE_INDEX
 from cpmbee.relation import RelationBuilder
 from cpmbee.tokenizer import Tokenizer
+from cpmbee.train import numerals
 from cpmbee.train.batches import TrainingBatch, collate, encode_sample, pack
-from cpmbee.train.demo import vocabulary
+from cpmbee.train.demo_data import SPECIALS, WORDS
 from tests.golden import DATA, GOLDEN, requires_golden
 
 GOLDEN_NAMES = {  # ours -> the research code's
@@ -31,7 +33,7 @@ GOLDEN_NAMES = {  # ours -> the research code's
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return Tokenizer(vocabulary())
+    return Tokenizer([*SPECIALS, *string.digits, *string.ascii_letters, *WORDS, *numerals.CHARACTERS, *"写成数字"])
 
 
 def numeral(source: str, answer: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import cpmbee.model
 from cpmbee.export import demo
 from cpmbee.export.exporter import export
 from cpmbee.train import numerals
-from cpmbee.train.demo import MAX_NEW_TOKENS, vocabulary, write_requests
+
+MAX_NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
@@ -19,6 +21,11 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> cpmbee.Engine:
     folder = tmp_path_factory.mktemp("demo") / "model"
     export(demo.demo_checkpoint(), folder, verify=False)
     return cpmbee.Engine.from_pretrained(folder)
+
+
+def bundled_requests() -> list[dict[str, Any]]:
+    text = (demo.demo_checkpoint() / "requests.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_at_least_nine_of_ten_held_out_numbers_are_right(engine: cpmbee.Engine) -> None:
@@ -31,23 +38,14 @@ def test_at_least_nine_of_ten_held_out_numbers_are_right(engine: cpmbee.Engine) 
     assert all(count >= 90 for count in right.values()), right
 
 
-def test_its_vocabulary_is_the_trainers() -> None:
-    vocab = (demo.demo_checkpoint() / "vocab.txt").read_text(encoding="utf-8").splitlines()
-    assert vocab == vocabulary()
-
-
-def test_its_sample_requests_are_held_out_and_solved(tmp_path: Path) -> None:
-    write_requests(tmp_path / "requests.jsonl")
-    bundled = (demo.demo_checkpoint() / "requests.jsonl").read_text(encoding="utf-8")
-    assert bundled == (tmp_path / "requests.jsonl").read_text(encoding="utf-8")
-    requests = [json.loads(line) for line in bundled.splitlines()]
-    assert len(requests) == 200
-    for request in requests:
-        digits, numeral = request["input"], request["<ans>"]
-        if request["prompt"] == numerals.PROMPTS["digits"]:
-            digits, numeral = numeral, digits
-        assert numerals.from_chinese(numeral) == int(digits)
-        assert numerals.is_held_out(int(digits))
+def test_numerals_among_its_requests_are_held_out() -> None:
+    for request in bundled_requests():
+        if request.get("prompt") in numerals.PROMPTS.values():
+            digits, numeral = request["input"], request["<ans>"]
+            if request["prompt"] == numerals.PROMPTS["digits"]:
+                digits, numeral = numeral, digits
+            assert numerals.from_chinese(numeral) == int(digits)
+            assert numerals.is_held_out(int(digits))
 
 
 def test_the_command_shows_answers_and_speed_and_replaces_its_own_folder(
@@ -57,8 +55,8 @@ def test_the_command_shows_answers_and_speed_and_replaces_its_own_folder(
     for _ in range(2):
         assert demo.main(["--out", str(out)]) == 0
         printed = capsys.readouterr().out
-        assert "3005" in printed
-        assert "三千零五" in printed
+        for answer in ("3005", "三千零五"):
+            assert f"->  {answer}\n" in printed
         assert "tokens/s" in printed
         assert (out / "model.onnx").is_file()
 
