@@ -209,6 +209,8 @@ def _write_texts(
         if options.clean:
             text = clean_text(text)
         for piece in split_text(text, longest):
+            if options.clean:
+                piece = piece.strip()  # what was cut at is no part of a piece
             if len(piece) < options.min_length or piece.isspace():
                 counts.too_short += 1
                 continue

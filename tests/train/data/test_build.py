@@ -70,6 +70,9 @@ def test_length_limits(tmp_path: Path) -> None:
     report = build_dataset(source, tmp_path / "out", text=TextOptions(min_length=2, max_length=4))
     assert [record["text"] for record in Dataset(tmp_path / "out")] == ["aaaa", "bbbb"]
     assert (report.records, report.too_short, report.lines) == (2, 2, 2)
+    assert build(tmp_path, "aa\\n\\nbb. cc", text=TextOptions(max_length=4)) == [
+        {"text": t} for t in ("aa", "bb.", "cc")
+    ]
     with pytest.raises(DataError, match="max_length 1 is less than min_length 2"):
         TextOptions(min_length=2, max_length=1)
 

@@ -102,9 +102,7 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, cut: int) -> None:
     folder = write_dataset(tmp_path / "data", [{"text": "x" * 100}])
     file = folder / "shard-00000.arrow"
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(
-        DataError, match=r"shard-00000\.arrow: the shard is damaged: it has \d+ bytes, the"
-    ):
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: the shard is damaged: it has \d+ bytes, the"):
         Dataset(folder)
 
 

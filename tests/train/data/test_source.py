@@ -136,6 +136,37 @@ def test_an_edit_is_used_from_the_next_batch_on(mixture: Path, tmp_path: Path) -
     assert fresh.tasks == source.tasks
 
 
+EDITS = st.sampled_from(
+    [[{}, {}], [{"weight": 3}, {}], [{"weight": 0}, {}], [{}, {"transforms": [{"name": "mask_spans"}]}]]
+)  # what changes in the entries of the mixture
+
+
+@given(st.lists(st.one_of(st.integers(1, 3), EDITS, st.just("broken")), max_size=10))
+@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_resuming_is_exact_whatever_was_edited(
+    mixture: Path, tmp_path_factory: pytest.TempPathFactory, steps: list[Any]
+) -> None:
+    path, entries = copy_of(mixture, tmp_path_factory.mktemp("edited"))
+    source = make_source(path)
+    for step in steps:
+        if isinstance(step, int):
+            take(source, step)
+        elif step == "broken":
+            write_mixture(path, step)
+        else:
+            entries = [old | new for old, new in zip(entries, step, strict=True)]
+            write_mixture(path, entries)
+    write_mixture(path, entries)
+    state = json.loads(json.dumps(source.state_dict()))
+    wanted = take(source, 3)
+    fresh = make_source(path)
+    fresh.load_state_dict(state)
+    assert all_same(take(fresh, 3), wanted)
+    assert fresh.state_dict() == source.state_dict()
+    source.close()
+    fresh.close()
+
+
 def test_resuming_right_behind_an_edit_is_exact(mixture: Path, tmp_path: Path) -> None:
     path, entries = copy_of(mixture, tmp_path)
     source = make_source(path)
