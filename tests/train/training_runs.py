@@ -15,6 +15,7 @@ import torch
 from cpmbee.config import ModelConfig
 from cpmbee.model import CpmBee
 from cpmbee.tokenizer import Tokenizer
+from cpmbee.train import run_checkpoints
 from cpmbee.train.batches import TrainingBatch, collate, encode_sample
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
@@ -25,7 +26,7 @@ from cpmbee.train.validation import HeldOutLoss
 
 LETTERS = "abcdefghijklmnop"
 TOKENS = ["<pad>", "<unk>", "<mask>", "<s>", "</s>", "<root>", "<ans>", "</n>", "</_>", "<x>", "copy", "last", *LETTERS]
-ROW_LENGTH = 48
+ROW_LENGTH = 64
 
 
 class LetterSource:
@@ -33,16 +34,16 @@ class LetterSource:
 
     tasks = ("copy", "last")
 
-    def __init__(self, seed: int, rows: int, specials: bool = True) -> None:
+    def __init__(self, seed: int, rows: int) -> None:
         self.tokenizer = Tokenizer(TOKENS)
         self.rng = np.random.default_rng(seed)
         self.rows = rows
-        self.specials = specials
         self.handed_out = 0
 
     def _sample(self) -> tuple[dict[str, Any], int]:
         text = "".join(self.rng.choice(list(LETTERS), self.rng.integers(2, 6)))
-        special = f"<x_{self.rng.integers(3)}>" if self.specials else ""  # exercises the extension vocabulary
+        # Several in one sample are told apart by the extension vocabulary.
+        special = "".join(f"<x_{number}>" for number in self.rng.permutation(3)[: self.rng.integers(3)])
         if self.rng.random() < 0.5:
             return {"copy": text + special, "<ans>": text + special}, 0
         return {"last": text, "<ans>": text[-1]}, 1
@@ -98,7 +99,7 @@ def run(
     def watch(metrics: StepMetrics) -> None:
         if kill_at is not None and metrics.step == kill_at - 1:
             # The next backward pass is the middle of the fatal step.
-            model.encoder.output_layernorm.weight.register_hook(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+            model.encoder.output_layernorm.weight.register_hook(lambda _: die())
 
     trainer = Trainer(
         model,
@@ -110,16 +111,43 @@ def run(
     return model, trainer.train(source, resume=resume)
 
 
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_while_saving(step: int, moment: str) -> None:
+    """Let the process kill itself while it writes the checkpoint of a step."""
+    name = f"step-{step:08d}"
+    save, rename = run_checkpoints.save, Path.rename
+
+    def save_and_die(tensors: Any, storage_writer: Any, **options: Any) -> Any:
+        result = save(tensors, storage_writer=storage_writer, **options)
+        if moment == "tensors" and name in str(storage_writer.path):
+            die()
+        return result
+
+    def rename_or_die(path: Path, target: Path) -> Path:
+        if moment == "rename" and name in str(path):
+            die()
+        return rename(path, target)
+
+    run_checkpoints.save = save_and_die  # type: ignore[assignment]
+    Path.rename = rename_or_die  # type: ignore[assignment, method-assign]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("output", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--kill-while-saving", nargs=2)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--options", type=json.loads, default={})
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
+    if args.kill_while_saving:
+        kill_while_saving(int(args.kill_while_saving[0]), args.kill_while_saving[1])
     with process_group():
         run(
             args.output,
