@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -17,11 +17,12 @@ from cpmbee.train.data.markup import check_record, escape_leaves
 from cpmbee.train.data.opening import is_dataset, open_dataset
 from cpmbee.train.data.records import RecordSet, count_characters
 from cpmbee.train.data.text import clean_text, split_text
-from cpmbee.train.data.writer import DEFAULT_SHARD_BYTES, MAX_RECORD_BYTES, DatasetWriter, new_dataset, to_payload
+from cpmbee.train.data.writer import DEFAULT_SHARD_BYTES, MAX_RECORD_BYTES, new_dataset, to_payload
 
 logger = logging.getLogger("cpmbee.train.data")
 
 Format = Literal["text", "jsonl"]
+Payload = tuple[bytes, int]  # a record as JSON, and its characters of text
 STDIN = Path("-")
 TEXT_FIELD = "text"  # the one field of a record that was plain text
 _PROGRESS_EVERY = 1 << 22  # bytes read between two reports
@@ -115,19 +116,21 @@ def build_dataset(
     """
     options = text or TextOptions()
     counts = _Counts()
-    with new_dataset(out, overwrite, shard_bytes) as writer:
+    with ExitStack() as stack:
         if source != STDIN and is_dataset(source):
             kind = "dataset"
             records = _old_records(open_dataset(source), counts, escape, skip_bad)
-            _write_all(writer, records)
         else:
             kind = file_format or ("jsonl" if source.suffix in (".jsonl", ".json") else "text")
-            with _opened(source) as file:
-                lines = _lines(file, source, counts, skip_bad, progress)
-                if kind == "text":
-                    _write_texts(writer, lines, source, options, counts, skip_bad)
-                else:
-                    _write_all(writer, _parsed(lines, source, counts, escape, skip_bad))
+            file = stack.enter_context(_opened(source))
+            lines = _lines(file, source, counts, skip_bad, progress)
+            if kind == "text":
+                records = _pieces(lines, options, counts)
+            else:
+                records = _parsed(lines, source, counts, escape, skip_bad)
+        writer = stack.enter_context(new_dataset(out, overwrite, shard_bytes))
+        for payload, length in records:
+            writer.write_payload(payload, length)
         if not writer.records:
             raise DataError(f"{source}: has no record to build from ({counts.lines} lines{_left_out(counts)})")
         manifest = writer.finish(
@@ -146,8 +149,8 @@ def build_dataset(
 
 
 def _left_out(counts: _Counts) -> str:
-    parts = [f", {counts.bad_lines} bad" if counts.bad_lines else "", f", {counts.too_short} texts too short"]
-    return "".join(parts if counts.too_short else parts[:1])
+    found = {"bad": counts.bad_lines, "texts too short": counts.too_short}
+    return "".join(f", {count} {what}" for what, count in found.items() if count)
 
 
 @contextmanager
@@ -199,9 +202,7 @@ def _skip_rest(file: IO[bytes]) -> int:
     return skipped
 
 
-def _write_texts(
-    writer: DatasetWriter, lines: Iterable[str], source: Path, options: TextOptions, counts: _Counts, skip_bad: bool
-) -> None:
+def _pieces(lines: Iterable[str], options: TextOptions, counts: _Counts) -> Iterator[Payload]:
     longest = sys.maxsize if options.max_length is None else options.max_length
     encode = json.encoder.JSONEncoder(ensure_ascii=False).encode
     for line in lines:
@@ -215,12 +216,10 @@ def _write_texts(
                 counts.too_short += 1
                 continue
             escaped = piece.replace("<", "<<")
-            writer.write_payload(f'{{"{TEXT_FIELD}":{encode(escaped)}}}'.encode(), len(escaped))
+            yield f'{{"{TEXT_FIELD}":{encode(escaped)}}}'.encode(), len(escaped)
 
 
-def _parsed(
-    lines: Iterable[str], source: Path, counts: _Counts, escape: bool, skip_bad: bool
-) -> Iterator[tuple[bytes, int]]:
+def _parsed(lines: Iterable[str], source: Path, counts: _Counts, escape: bool, skip_bad: bool) -> Iterator[Payload]:
     for line in lines:
         try:
             record = json.loads(line)
@@ -233,7 +232,7 @@ def _parsed(
             _bad(counts, source, str(error), skip_bad)
 
 
-def _old_records(old: RecordSet, counts: _Counts, escape: bool, skip_bad: bool) -> Iterator[tuple[bytes, int]]:
+def _old_records(old: RecordSet, counts: _Counts, escape: bool, skip_bad: bool) -> Iterator[Payload]:
     for index in range(len(old)):
         counts.lines += 1
         payload = old.payload(index)
@@ -244,7 +243,7 @@ def _old_records(old: RecordSet, counts: _Counts, escape: bool, skip_bad: bool) 
             _bad(counts, Path(old.name), str(error), skip_bad, "record", index)
 
 
-def _checked(record: Any, escape: bool) -> tuple[bytes, int]:
+def _checked(record: Any, escape: bool) -> Payload:
     """Payload and characters of a record.
 
     Raises:
@@ -254,11 +253,6 @@ def _checked(record: Any, escape: bool) -> tuple[bytes, int]:
         record = escape_leaves(record)
     check_record(record)
     return to_payload(record), count_characters(record)
-
-
-def _write_all(writer: DatasetWriter, records: Iterable[tuple[bytes, int]]) -> None:
-    for payload, length in records:
-        writer.write_payload(payload, length)
 
 
 def _bad(counts: _Counts, source: Path, reason: str, skip: bool, unit: str = "line", number: int | None = None) -> None:

@@ -131,6 +131,14 @@ def test_nothing_to_build_from_is_an_error(tmp_path: Path, content: str) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_a_source_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="absent"):
+        build_dataset(tmp_path / "absent", tmp_path / "out")
+    with pytest.raises(IsADirectoryError):
+        build_dataset(tmp_path, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_killed_build_leaves_no_data_set_and_the_next_cleans_up(tmp_path: Path) -> None:
     code = f"""
 import sys
