@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from cpmbee.config import ModelConfig
+from cpmbee.engine import Engine
 from cpmbee.model import CpmBee
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train import demo_data
@@ -13,8 +14,8 @@ from cpmbee.train.demo_accuracy import HeldOutAccuracy
 from cpmbee.train.demo_batches import BATCHES_PER_DRAW, DemoBatches
 from cpmbee.train.demo_data import TASKS, DemoData
 from cpmbee.train.demo_start import init_demo_model
-from cpmbee.train.evaluate import greedy_answers
 from cpmbee.train.readings import Reading
+from cpmbee.train.torch_backend import TorchBackend
 from cpmbee.train.traditional import Line
 
 LINES = [Line("头发白山水", "頭髮白山水"), Line("云白山水头", "雲白山水頭")]
@@ -91,7 +92,8 @@ def test_accuracy_is_that_of_greedy_decoding(data: DemoData, tokenizer: Tokenize
     with torch.no_grad():  # answers of a new model are long and wrong; make some short
         model.input_embedding.weight[tokenizer.eos_id] *= 3
     questions = [{"input": text, "<ans>": ""} for text in ("头", "发白", "山水", "12", "云云", "银行")]
-    answers = greedy_answers(model, tokenizer, questions, max_new_tokens=8)
+    results = Engine(TorchBackend(model, 256), tokenizer).generate(questions, max_new_tokens=8)
+    answers = [result.answer if result.finish_reason == "stop" else None for result in results]
     solved = [{**question, "<ans>": answer or "山"} for question, answer in zip(questions, answers, strict=True)]
     right = sum(answer is not None and answer != "" for answer in answers)
     found = HeldOutAccuracy({"any": solved}, tokenizer, rows_per_batch=4).measure(model)["any"]

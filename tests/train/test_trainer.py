@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from cpmbee.engine import Engine
 from cpmbee.errors import CheckpointError, ConfigError
 from cpmbee.model import IGNORE_INDEX, CpmBee
 from cpmbee.relation import RelationBuilder
 from cpmbee.train.batches import collate, encode_sample
-from cpmbee.train.evaluate import greedy_answers
 from cpmbee.train.loss import task_losses
 from cpmbee.train.metrics import StepMetrics, read_metrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.schedule import batch_factor, learning_rate_factor
 from cpmbee.train.source import BatchSource, rows_of_rank
+from cpmbee.train.torch_backend import TorchBackend
 from cpmbee.train.trainer import Trainer, TrainingResult
 from tests.train.training_runs import LetterSource, run, tiny_model
 
@@ -67,18 +68,16 @@ def test_any_iterable_of_batches_will_do_and_one_that_ends_early_is_an_error() -
         Trainer(tiny_model(), TrainerConfig(1)).train(batches)
 
 
-def test_greedy_answers_of_a_memorized_pair() -> None:
+def test_a_memorized_pair_is_written_by_the_engine() -> None:
     tokenizer = LetterSource(0, 1).tokenizer
     requests = [{"copy": "ab", "<ans>": ""}, {"last": "ab", "<ans>": ""}]
     solved = [{**request, "<ans>": answer} for request, answer in zip(requests, ["ab", "b"], strict=True)]
     model = tiny_model()
     batch = collate([[encode_sample(data, tokenizer)] for data in solved], tokenizer)
+    engine = Engine(TorchBackend(model, 128), tokenizer)
     Trainer(model, TrainerConfig(80, learning_rate=1e-2, warmup=5)).train([batch] * 80)
-    answers = greedy_answers(model, tokenizer, requests, 8)
-    assert answers == ["ab", "b"]
-    # A batch gives what single requests give, and a budget that is too small gives no answer.
-    assert answers == [greedy_answers(model, tokenizer, [request], 8)[0] for request in requests]
-    assert greedy_answers(model, tokenizer, requests, 2) == [None, "b"]
+    assert [result.answer for result in engine.generate(requests)] == ["ab", "b"]
+    assert not model.training
 
 
 def test_losses_per_task_and_the_record_of_a_run(tmp_path: Path) -> None:
