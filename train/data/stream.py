@@ -11,8 +11,7 @@ import bisect
 import logging
 import time
 import zlib
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from cpmbee.train.data.mixture import Mixture, MixtureEntry
 from cpmbee.train.data.packing import fill_row
 from cpmbee.train.data.permutation import mix, shuffled, uniform
 from cpmbee.train.data.records import Record
+from cpmbee.train.data.statistics import StreamStatistics
 from cpmbee.train.data.transform import Apply
 
 logger = logging.getLogger("cpmbee.train.data")
@@ -47,39 +47,6 @@ class Draw(NamedTuple):
     number: int
     key: str
     records: tuple[int, ...]
-
-
-@dataclass
-class StreamStatistics:
-    """What a stream has made since the process began.
-
-    Attributes:
-        batches: global batches.
-        samples: in them.
-        tokens: in them, padding aside.
-        positions: in them, padding included.
-        over_long: samples left out because no row holds them, by task.
-        shortened: samples that kept fewer in-context examples than were drawn, by task, because of their length.
-        seconds: time spent making batches.
-    """
-
-    batches: int = 0
-    samples: int = 0
-    tokens: int = 0
-    positions: int = 0
-    over_long: Counter[str] = field(default_factory=Counter)
-    shortened: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the positions that are padding."""
-        return 1 - self.tokens / self.positions if self.positions else 0.0
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens made per second of work."""
-        return self.tokens / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
