@@ -11,6 +11,7 @@ its pages are read some percent slower: with a file, that is measured too.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -29,19 +30,14 @@ REDUCTIONS: dict[str, Callable[[NDArray[np.int32]], Any]] = {"maximum": np.max, 
 
 
 def main() -> None:
-    """Print the read bandwidth with one thread and with one for each core."""
+    """Print, as JSON, bytes per second for each number of threads on the command line; of a file, if one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("file", type=Path, nargs="?", help="read the beginning of this file as well")
+    parser.add_argument("threads", type=int, nargs="*", help="that read at a time; one, and one for each core")
+    parser.add_argument("--file", type=Path, help="read the beginning of this file instead of ordinary memory")
     arguments = parser.parse_args()
-    arrays = {"memory": ordinary_memory()}
-    if arguments.file:
-        arrays["file"] = mapped_file(arguments.file)
-    print("| threads | of | reduction | GB/s (median) | GB/s (fastest) |\n|---:|---|---|---:|---:|")
-    for threads in sorted({1, physical_cores()}):
-        for where, array in arrays.items():
-            for name, seconds in run_seconds(array, threads).items():
-                median, fastest = array.nbytes / statistics.median(seconds), array.nbytes / min(seconds)
-                print(f"| {threads} | {where} | {name} | {median / 1e9:.1f} | {fastest / 1e9:.1f} |")
+    array = mapped_file(arguments.file) if arguments.file else ordinary_memory()
+    threads = arguments.threads or sorted({1, physical_cores()})
+    print(json.dumps({count: read_bandwidth(count, array) for count in threads}))
 
 
 def read_bandwidth(threads: int, array: NDArray[np.int32] | None = None) -> float:
@@ -52,7 +48,7 @@ def read_bandwidth(threads: int, array: NDArray[np.int32] | None = None) -> floa
         array: what they read; ordinary memory unless given.
     """
     array = ordinary_memory() if array is None else array
-    return max(array.nbytes / statistics.median(seconds) for seconds in run_seconds(array, threads).values())
+    return max(array.nbytes / statistics.median(seconds) for seconds in _run_seconds(array, threads).values())
 
 
 def ordinary_memory() -> NDArray[np.int32]:
@@ -66,7 +62,7 @@ def mapped_file(path: Path) -> NDArray[np.int32]:
     return np.asarray(np.memmap(path, np.int32, "r", shape=(count,)))
 
 
-def run_seconds(array: NDArray[np.int32], threads: int) -> dict[str, list[float]]:
+def _run_seconds(array: NDArray[np.int32], threads: int) -> dict[str, list[float]]:
     """Seconds of every run of every reduction; runs of the reductions take turns."""
     parts = np.array_split(array, threads)
     seconds: dict[str, list[float]] = {name: [] for name in REDUCTIONS}

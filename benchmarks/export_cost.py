@@ -32,12 +32,12 @@ def main() -> None:
         "exported_bytes": sum(file.stat().st_size for file in Path(out).iterdir()),
         "options": options,
         "seconds": round(outcome.seconds, 1),
-        "peak_anonymous_bytes": outcome.peak_anonymous,
-        "peak_resident_bytes": outcome.peak_resident,
+        "peak_anonymous_bytes": outcome.memory.anonymous,
+        "peak_resident_bytes": outcome.memory.resident,
         "output": outcome.output.replace(out, Path(out).name).splitlines(),
     }
     print(outcome.output)
-    own = (outcome.peak_anonymous or 0) / 1e9
+    own = (outcome.memory.anonymous or 0) / 1e9
     print(f"{outcome.seconds:.1f} s, peak memory {own:.2f} GB; kept in {write_result(name, result)}")
 
 

@@ -7,22 +7,48 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from cpmbee.bench.environment import ROOT
-
 SAMPLE_SECONDS = 0.05
 QUIET = 0.04  # share of the machine that others may use while a measurement counts as undisturbed
 QUIET_SECONDS = 0.5  # without other processes before a measurement begins
-LONGEST_WAIT = 20.0
+LONGEST_WAIT = 10.0
 
 T = TypeVar("T")
+
+
+@dataclass
+class Memory:
+    """Bytes of memory of a process at most; None where the system does not tell.
+
+    Attributes:
+        resident: in memory, pages of mapped files included, by the system's own high-water mark.
+        anonymous: of its own, as sampled; pages of mapped files are not counted.
+        file: of mapped files, as sampled.
+    """
+
+    resident: int | None = None
+    anonymous: int | None = None
+    file: int | None = None
+
+    def look(self, pid: int | str = "self") -> None:
+        """Sample once."""
+        status = memory_status(pid)
+        self.include(Memory(status.get("VmHWM"), status.get("RssAnon"), status.get("RssFile")))
+
+    def include(self, other: Memory) -> None:
+        """Take the larger of each value."""
+        self.resident = _larger(self.resident, other.resident)
+        self.anonymous = _larger(self.anonymous, other.anonymous)
+        self.file = _larger(self.file, other.file)
 
 
 @dataclass(frozen=True)
@@ -32,15 +58,12 @@ class Outcome:
     Attributes:
         output: all of its standard output.
         seconds: from its start to its end.
-        peak_anonymous: bytes of memory of its own at most, as sampled; pages of mapped files are not counted. None
-            where the system does not tell.
-        peak_resident: bytes in memory at most, pages of mapped files included.
+        memory: that it took.
     """
 
     output: str
     seconds: float
-    peak_anonymous: int | None
-    peak_resident: int | None
+    memory: Memory
 
     @property
     def value(self) -> Any:
@@ -49,36 +72,55 @@ class Outcome:
 
 
 def run_module(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Outcome:
-    """Run ``python -m module arguments`` and watch its memory.
+    """Run ``python -m module arguments`` and watch its memory; see `run_command`."""
+    safe = {"PYTHONSAFEPATH": "1"}  # the current folder may hold anything, and is not looked at for imports
+    return run_command([sys.executable, "-m", module, *arguments], {**safe, **(environment or {})})
+
+
+def run_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Outcome:
+    """Run a program and watch its memory.
+
+    Args:
+        command: program and arguments.
+        environment: variables on top of those of this process.
 
     Raises:
         RuntimeError: it failed; with the end of what it wrote to its error output.
     """
     start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    anonymous: int | None = None
-    resident: int | None = None
-    while process.poll() is None:
-        status = memory_status(process.pid)
-        anonymous = _larger(anonymous, status.get("RssAnon"))
-        resident = _larger(resident, status.get("VmHWM"))
-        time.sleep(SAMPLE_SECONDS)
-    seconds = time.perf_counter() - start
-    output, errors = process.communicate()
-    if process.returncode:
-        raise RuntimeError(f"{module} {' '.join(arguments)} failed: {errors[-2000:]}")
-    return Outcome(output, seconds, anonymous, resident)
+    memory = Memory()
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:  # pipes would fill up
+        process = subprocess.Popen(
+            command, env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+        )
+        try:
+            while process.poll() is None:
+                memory.look(process.pid)
+                time.sleep(SAMPLE_SECONDS)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        seconds = time.perf_counter() - start
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise RuntimeError(_why(process.returncode, errors.read().decode(errors="replace")))
+        return Outcome(output.read().decode(), seconds, memory)
+
+
+def _why(code: int, errors: str) -> str:
+    """One line that says why a process failed."""
+    if code == -signal.SIGKILL:
+        return "killed by the system, most likely for lack of memory"
+    lines = [line for line in errors.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"ended with code {code} and no message"
 
 
 def undisturbed(work: Callable[[], T], attempts: int) -> tuple[T, float]:
     """Repeat ``work`` until nobody else used the machine meanwhile, at most ``attempts`` times.
+
+    With more than one attempt each begins when the machine has come to rest, or has not for `LONGEST_WAIT`.
 
     Returns:
         What the least disturbed run returned, and the share of all cores' time that others took during it: other
@@ -86,7 +128,8 @@ def undisturbed(work: Callable[[], T], attempts: int) -> tuple[T, float]:
     """
     runs: list[tuple[T, float]] = []
     for _ in range(attempts):
-        _wait_for_quiet()
+        if attempts > 1:
+            _wait_for_quiet()
         busy, own, start = _busy_seconds(), _own_seconds(), time.perf_counter()
         value = work()
         elapsed = (time.perf_counter() - start) * (os.cpu_count() or 1)

@@ -1,22 +1,19 @@
-"""Where a prefill and a decoding step spend their time, by kind of operator, as ONNX Runtime's profiler sees it.
+"""Where a prefill and a decoding step spend their time, by kind of operator, beside the least time each could take.
 
-    python -m cpmbee.bench.step_profile FOLDER [--prompt TOKENS] [--rows N] [--by-node]
-
-Columns are milliseconds of one run: medians over the decoding steps, and the one prefill after a warm-up. What a run
-takes beyond its operators (dispatch, binding) is in the row "between", what a step takes beyond its run (choosing
-tokens, relation rows) in the row "engine".
+``python -m cpmbee.bench.step_profile SPEC`` profiles one model at one workload in a process of its own: ONNX Runtime's
+profiler is read and summed by operator. What a run takes beyond its operators (dispatch, binding) is in the row
+"between"; what a step takes beyond its run (choosing tokens, relation rows) in the row "engine".
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import random
-import re
 import statistics
+import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,13 @@ from typing import Any
 import onnxruntime
 
 from cpmbee import Engine
-from cpmbee.bench.model_cell import request
-from cpmbee.folder import open_folder
+from cpmbee.bench import cell
+from cpmbee.bench.plan import Workload
+from cpmbee.folder import ModelFolder, open_folder
 from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer
 
-STEPS = 20
+BETWEEN, ENGINE = "between", "engine"
 
 Event = dict[str, Any]
 Milliseconds = dict[str, float]
@@ -45,49 +43,62 @@ class ProfilingOptions(onnxruntime.SessionOptions):  # type: ignore[misc]
 
 
 def main() -> None:
-    """Profile one model and print two columns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt")
-    parser.add_argument("--rows", type=int, default=1, help="requests at a time")
-    parser.add_argument("--by-node", action="store_true", help="tell apart what the graph calls differently")
-    arguments = parser.parse_args()
-    runs, steps = profile(arguments.folder, arguments.prompt, arguments.rows, arguments.by_node)
-    prefills = [run for run in runs if run["rows"] == "many"]
-    decodes = [run for run in runs if run["rows"] == "one"]
-    prefill = prefills[-1]["times"]
-    decode = medians([run["times"] for run in decodes[1:]])
-    last = [sum(run["times"].values()) for run in decodes[-len(steps) :]]
-    decode["engine"] = statistics.median(1e3 * step - run for step, run in zip(steps, last, strict=True))
-    print("| operator | prefill, ms | decode, ms |\n|---|---:|---:|")
-    for name in sorted({*prefill, *decode}, key=lambda name: -decode.get(name, 0.0)):
-        print(f"| {name} | {prefill.get(name, 0.0):.3f} | {decode.get(name, 0.0):.3f} |")
-    print(f"| all | {sum(prefill.values()):.3f} | {sum(decode.values()):.3f} |")
+    """Profile what the command line asks for; print JSON."""
+    spec = cell.CellSpec.from_json(sys.argv[1])
+    print(json.dumps(profile(Path(spec.path), spec.workload)))
 
 
-def profile(folder: Path, prompt: int, rows: int, by_node: bool) -> tuple[list[dict[str, Any]], list[float]]:
+def profile(path: Path, work: Workload) -> dict[str, Any]:
+    """Milliseconds of the prefill and of a decoding step (medians) by operator, and the least that each could take.
+
+    Returns:
+        ``"workload"`` with its numbers, ``"limits"`` (GB/s of reads, GFLOP/s of products), and for ``"prefill"`` and
+        ``"decode"`` a dict from operator to ``{"ms", "least_ms"}``, the latter None where it is not known.
+    """
+    model = open_folder(path)
+    runs, steps = _measure(model, work)
+    prefill = [run["times"] for run in runs if run["tokens"] > 1][-1]
+    decodes = [run["times"] for run in runs if run["tokens"] == 1][-len(steps) :]
+    decode = medians(decodes)
+    decode[ENGINE] = statistics.median(1e3 * step - sum(run.values()) for step, run in zip(steps, decodes, strict=True))
+    bandwidth, rates = _limits(work)
+    least_prefill = _least(model, work.prompt, work.prompt, work.batch, bandwidth, rates)
+    least_decode = _least(model, 1, work.prompt + work.answer // 2, work.batch * work.beams, bandwidth, rates)
+    return {
+        "workload": {"prompt": work.prompt, "batch": work.batch, "beams": work.beams, "threads": work.threads},
+        "limits": {"read_gb_s": bandwidth / 1e9, **{f"{kind}_gflop_s": rate / 1e9 for kind, rate in rates.items()}},
+        "prefill": {op: {"ms": ms, "least_ms": least_prefill.get(op)} for op, ms in prefill.items()},
+        "decode": {op: {"ms": ms, "least_ms": least_decode.get(op)} for op, ms in decode.items()},
+    }
+
+
+def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], list[float]]:
     """Times of every run of the graph, and the seconds of whole decoding steps."""
-    model = open_folder(folder)
     ordinary, onnxruntime.SessionOptions = onnxruntime.SessionOptions, ProfilingOptions
     try:
-        backend = OrtBackend(model)
+        backend = OrtBackend(model, work.device, work.threads, work.cache_rows)
     finally:
         onnxruntime.SessionOptions = ordinary
-    engine = Engine(backend, Tokenizer.from_file(model.vocabulary), model.generation_config)
-    rng = random.Random(0)  # noqa: S311
+    tokenizer = Tokenizer.from_file(model.vocabulary)
+    engine = Engine(cell.EndlessBackend(backend, tokenizer.eos_id), tokenizer, model.generation_config)
+    requests = cell.random_requests(engine, work)
     times: list[float] = []
     for _ in range(2):
         times.clear()
-        batch = [request(engine, prompt, rng) for _ in range(rows)]
-        engine.generate(batch, on_step=lambda _: times.append(time.perf_counter()), max_new_tokens=STEPS)
+        engine.generate(
+            requests,
+            on_step=lambda _: times.append(time.perf_counter()),
+            max_new_tokens=work.answer,
+            beam_size=work.beams,
+        )
     path = Path(backend._session.end_profiling())
     events: list[Event] = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
-    return by_run(events, by_node), [end - start for start, end in pairwise(times[1:])]
+    return by_run(events), [end - start for start, end in pairwise(times)]
 
 
-def by_run(events: list[Event], by_node: bool) -> list[dict[str, Any]]:
-    """The events of each run of the graph, summed by operator; a run of one token is a decoding step."""
+def by_run(events: list[Event]) -> list[dict[str, Any]]:
+    """The events of each run of the graph, summed by operator, and how many tokens of a sequence it read."""
     runs = [event for event in events if event["name"] == "model_run"]
     nodes = [event for event in events if event["cat"] == "Node" and event["name"].endswith("_kernel_time")]
     found = []
@@ -95,33 +106,40 @@ def by_run(events: list[Event], by_node: bool) -> list[dict[str, Any]]:
         inside = [event for event in nodes if run["ts"] <= event["ts"] < run["ts"] + run["dur"]]
         times: Milliseconds = defaultdict(float)
         for event in inside:
-            times[label(event, by_node)] += event["dur"] / 1e3
-        times["between"] = run["dur"] / 1e3 - sum(times.values())
-        found.append({"times": times, "rows": "many" if has_many_tokens(inside) else "one"})
+            times[str(event["args"]["op_name"])] += event["dur"] / 1e3
+        times[BETWEEN] = run["dur"] / 1e3 - sum(times.values())
+        found.append({"times": dict(times), "tokens": num_tokens(inside)})
     return found
 
 
-def has_many_tokens(events: list[Event]) -> bool:
-    """Whether a run read more than one token of each sequence: what its first embedding rows say."""
+def num_tokens(events: list[Event]) -> int:
+    """How many tokens of each sequence a run read: what its first embedding rows say."""
     shapes = (event["args"].get("output_type_shape") for event in events if "embed/" in event["name"])
     first = next(shape for shape in shapes if shape)
     dimensions = next(iter(first[0].values()))
-    return len(dimensions) > 1 and dimensions[1] > 1
+    return int(dimensions[1]) if len(dimensions) > 1 else 1
 
 
-def label(event: Event, by_node: bool) -> str:
-    """Row of the table that an event belongs to."""
-    op = str(event["args"]["op_name"])
-    if not by_node:
-        return op
-    name = re.sub(r"^layers\.\d+\.", "", event["name"].removesuffix("_kernel_time"))
-    return f"{op} {name}"
-
-
-def medians(times: list[Milliseconds]) -> Milliseconds:
+def medians(times: Sequence[Milliseconds]) -> Milliseconds:
     """The median of each row of several tables."""
     names = {name for each in times for name in each}
     return {name: statistics.median(each.get(name, 0.0) for each in times) for name in names}
+
+
+def _limits(work: Workload) -> tuple[float, dict[str, float]]:
+    from cpmbee.bench.arithmetic import operations_per_second
+    from cpmbee.bench.bandwidth import read_bandwidth
+
+    return read_bandwidth(work.threads), operations_per_second(work.threads)
+
+
+def _least(
+    model: ModelFolder, tokens: int, keys: int, sequences: int, bandwidth: float, rates: dict[str, float]
+) -> Milliseconds:
+    from cpmbee.bench.graph_cost import costs, read_graph
+
+    found = costs(read_graph(str(model.model)), model.config, tokens, keys, sequences)
+    return {op: 1e3 * cost.seconds(bandwidth, rates) for op, cost in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Other engines, to compare with: models of equal size for them, and how to time them."""
+"""Other engines, to compare with: models of equal size for them, and how each is measured."""

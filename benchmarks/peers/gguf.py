@@ -27,6 +27,7 @@ class TensorType(NamedTuple):
 
 
 F32 = TensorType(0, 1, 4)
+F16 = TensorType(1, 1, 2)
 Q4_0 = TensorType(2, 32, 18)
 Q8_0 = TensorType(8, 32, 34)
 

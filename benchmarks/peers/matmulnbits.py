@@ -1,7 +1,5 @@
 """ONNX Runtime's own quantized product: a model folder whose ``QuantizedLinear`` nodes are ``MatMulNBits``.
 
-    python -m cpmbee.bench.peers.matmulnbits FOLDER OUT
-
 The weights are those of ``FOLDER`` (the same file, linked), in the order that ``MatMulNBits`` wants: ONNX Runtime turns
 them once, when it loads the model. All else stays as it is, our attention kernel included, so a comparison of the two
 folders compares the products and nothing else.
@@ -9,29 +7,40 @@ folders compares the products and nothing else.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
-import onnx
-import onnx.inliner
-
-from cpmbee.export.functions import DOMAIN
-from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
+from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
+from cpmbee.bench.plan import Subject, Workload
 from cpmbee.folder import MANIFEST
 
 MODEL_FILE = "model.onnx"
 
 
-def main() -> None:
-    """Write one folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("out", type=Path)
-    arguments = parser.parse_args()
-    write_folder(arguments.folder, arguments.out)
+class MatMulNBits(Peer):
+    """ONNX Runtime's quantized product in our graph."""
+
+    name = "matmulnbits"
+    about = "our model folder with MatMulNBits, ONNX Runtime's own product, for ours; same weights and attention kernel"
+
+    def prepare(self, target: Target, scratch: Path) -> Subject:
+        """Write the folder unless it is there."""
+        require("onnx", '"cpmbee[export]"')
+        ours = target.subject
+        if ours.precision not in ("int4", "int8"):
+            raise UnavailableError("is for int4 and int8 weights")
+        folder = scratch / f"{ours.label}-matmulnbits"
+        if not folder.exists():
+            write_folder(ours.path, folder)
+        return replace(ours, label=target.label(self.name), engine=self.name, path=folder)
+
+    def can(self, workload: Workload) -> bool:
+        """Everything that our engine can."""
+        return True
 
 
 def write_folder(folder: Path, out: Path) -> None:
@@ -40,11 +49,17 @@ def write_folder(folder: Path, out: Path) -> None:
     Raises:
         FileExistsError: there is something called ``out``.
     """
+    import onnx
+    import onnx.inliner
+
+    from cpmbee.export.functions import DOMAIN
+    from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
+
     out.mkdir(parents=True)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     for name in manifest["files"]:
         if name != MODEL_FILE:
-            os.link(folder / name, out / name)
+            link(folder / name, out / name)
     model = onnx.load(folder / MODEL_FILE, load_external_data=False)
     inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, QUANTIZED_LINEAR)])
     content = inlined.SerializeToString()
@@ -53,5 +68,9 @@ def write_folder(folder: Path, out: Path) -> None:
     (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__":
-    main()
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system cannot."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)

@@ -1,0 +1,86 @@
+"""What is wrong with a run, said before any of it starts: a broken folder, too little memory, impossible requests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cpmbee.bench.cost import num_parameters, operations
+from cpmbee.bench.plan import Subject, Workload
+from cpmbee.encoding import Data
+from cpmbee.errors import ConfigError, VocabularyError
+from cpmbee.folder import ModelFolder, open_folder
+from cpmbee.machine import physical_memory
+from cpmbee.prompt import encode_prompt
+from cpmbee.tokenizer import Tokenizer
+
+EMPTY: Data = {"input": "", "<ans>": ""}
+PROCESS_BYTES = 200 << 20  # of Python, ONNX Runtime and working memory, at least
+
+
+def open_subjects(folders: Sequence[Path]) -> list[tuple[Subject, ModelFolder]]:
+    """Our models, each found complete and loadable as far as its files tell.
+
+    Raises:
+        ModelFolderError: a folder is incomplete, altered or unsafe; names the file.
+        VocabularyError: the tokenizer is missing, unreadable or of another model.
+        ConfigError: two folders have one name.
+    """
+    found: list[tuple[Subject, ModelFolder]] = []
+    for path in folders:
+        folder = open_folder(path)
+        tokens = Tokenizer.from_file(folder.vocabulary).vocab_size
+        if tokens != folder.config.vocab_size:
+            raise VocabularyError(f"{folder.vocabulary}: {tokens} tokens, but the model has {folder.config.vocab_size}")
+        found.append((_subject(folder), folder))
+    labels = [subject.label for subject, _ in found]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ConfigError(f"two folders are called {twice[0]}; tables could not tell them apart, rename one")
+    return found
+
+
+def check_workloads(found: Sequence[tuple[Subject, ModelFolder]], workloads: Sequence[Workload]) -> None:
+    """See that every model can be asked every workload, and fits memory while it is.
+
+    Raises:
+        ConfigError: a prompt is shorter than the shortest request, or a model and its cache exceed the memory.
+    """
+    memory = physical_memory()
+    for subject, folder in found:
+        shortest = len(encode_prompt(EMPTY, Tokenizer.from_file(folder.vocabulary))) + 1
+        row = cache_row_bytes(folder)
+        for workload in workloads:
+            if workload.prompt < shortest:
+                raise ConfigError(f"a prompt has at least {shortest} tokens, not {workload.prompt}")
+            if workload.answer < 2:
+                raise ConfigError(f"an answer has at least 2 tokens, for decoding to be timed, not {workload.answer}")
+            needed = subject.weight_bytes + workload.cache_rows * row + PROCESS_BYTES
+            if needed > memory:
+                raise ConfigError(
+                    f"{folder.path}: needs about {needed / 1e9:.1f} GB of memory ({subject.weight_bytes / 1e9:.1f} GB "
+                    f"weights, {workload.cache_rows} cache rows), but this machine has {memory / 1e9:.1f} GB"
+                )
+
+
+def cache_row_bytes(folder: ModelFolder) -> int:
+    """Bytes that one token takes in the cache, at most: as fp32."""
+    return 2 * 4 * len(folder.config.attention_layers) * folder.config.attention_dim
+
+
+def _subject(folder: ModelFolder) -> Subject:
+    files = [file for file in folder.path.iterdir() if file.name.startswith("model.onnx")]
+    size = sum(file.stat().st_size for file in files)
+    matrices = folder.precision.get("ffn", "?")
+    return Subject(
+        label=folder.path.resolve().name,
+        model=folder.path.resolve().name,
+        engine="cpmbee",
+        module="cpmbee.bench.cell",
+        path=folder.path.resolve(),
+        precision=matrices,
+        cache="fp32",
+        parameters=num_parameters(folder.config),
+        file_bytes=sum(file.stat().st_size for file in folder.path.iterdir() if file.is_file()),
+        weight_bytes=size,
+        operations=operations(folder.config),
+    )

@@ -1,0 +1,160 @@
+"""``cpmbee bench compare``: what changed between two results, and whether it is more than noise.
+
+Each process of a cell gives one value of a metric. The difference of two cells is that of the means of the values'
+logarithms, so it reads as a ratio; its noise is half the 95 % confidence interval of Welch's t-test, which lets the two
+runs scatter differently. A change counts when it exceeds both its noise and `THRESHOLD`: with dozens of numbers
+compared, some leave their interval by chance, but few of those are large.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cpmbee.bench.metrics import BY_KEY, Metric, summarize
+from cpmbee.bench.records import Cell, Result
+
+THRESHOLD = 0.05  # relative; what two runs of one build on a quiet machine may differ by
+COMPARED = (
+    *("encode_s", "prefill_tokens_per_s", "decode_tokens_per_s", "step_p50_s", "step_p90_s", "step_p99_s"),
+    *("load_s", "load_to_first_token_s", "peak_resident_bytes", "peak_anonymous_bytes", "cache_bytes", "file_bytes"),
+)
+EXACT = 1e-9  # smaller differences are none
+# Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom; beyond the last one, that of the normal law.
+T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
+NORMAL_QUANTILE = 1.96
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one cell, in two results.
+
+    Attributes:
+        cell: subject and workload, as tables call them.
+        metric: what is compared.
+        before: median of the first result.
+        after: median of the second.
+        change: relative, positive where the number grew.
+        noise: half of the change's 95 % interval; None where one process each is all there is.
+    """
+
+    cell: str
+    metric: Metric
+    before: float
+    after: float
+    change: float
+    noise: float | None
+
+    @property
+    def verdict(self) -> str:
+        """``"better"``, ``"worse"``, or empty where the change is noise."""
+        if self.noise is None or abs(self.change) <= max(THRESHOLD, self.noise):
+            return ""
+        return "better" if (self.change > 0) is bool(self.metric.more_is_better) else "worse"
+
+
+def main(argv: list[str]) -> int:
+    """Run ``cpmbee bench compare``; returns 1 where something got worse."""
+    parser = argparse.ArgumentParser(
+        "cpmbee bench compare",
+        description="Say what changed between two results of cpmbee bench. Exits with 1 if something got worse.",
+    )
+    parser.add_argument("before", type=Path, metavar="A.json", help="result.json of one run")
+    parser.add_argument("after", type=Path, metavar="B.json", help="that of another")
+    arguments = parser.parse_args(argv)
+    before, after = Result.read(arguments.before), Result.read(arguments.after)
+    found = differences(before, after)
+    print(markdown(before, after, found), end="")
+    return int(any(difference.verdict == "worse" for difference in found))
+
+
+def differences(before: Result, after: Result) -> list[Difference]:
+    """All metrics of all cells that both results have."""
+    theirs = {_name(cell): cell for cell in after.cells}
+    found = []
+    for cell in before.cells:
+        other = theirs.get(_name(cell))
+        if other is None:
+            continue
+        old, new = summarize(before, cell), summarize(after, other)
+        for key in COMPARED:
+            if key in old and key in new:
+                change, noise = relative_change(old[key].values, new[key].values)
+                found.append(Difference(_name(cell), BY_KEY[key], old[key].median, new[key].median, change, noise))
+    return found
+
+
+def relative_change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float | None]:
+    """The change from ``before`` to ``after`` and its noise, both relative; one value for each process.
+
+    Welch's interval of the difference of mean logarithms, with the Welch-Satterthwaite degrees of freedom.
+    """
+    if min(*before, *after) <= 0:
+        return (0.0, 0.0) if list(before) == list(after) else (math.inf, None)
+    old, new = ([math.log(value) for value in values] for values in (before, after))
+    difference = statistics.fmean(new) - statistics.fmean(old)
+    if max(map(len, (old, new))) == 1:
+        return math.expm1(difference), 0.0 if abs(difference) < EXACT else None
+    shares = [statistics.variance(values) / len(values) for values in (old, new) if len(values) > 1]
+    if len(shares) == 1:  # the lonely value is taken to scatter like the others
+        shares.append(shares[0] * max(len(old), len(new)))
+    error = math.sqrt(sum(shares))
+    if error < EXACT:
+        return math.expm1(difference), 0.0
+    degrees = [max(1, len(values) - 1) for values in (old, new)]
+    freedom = error**4 / sum(share**2 / degree for share, degree in zip(shares, degrees, strict=True))
+    return math.expm1(difference), math.expm1(_t_quantile(freedom) * error)
+
+
+def markdown(before: Result, after: Result, found: Sequence[Difference]) -> str:
+    """Circumstances that differ, changes that count, then all numbers."""
+    lines = [f"- {line}" for line in _circumstances(before, after)]
+    counted = [difference for difference in found if difference.verdict]
+    lines.append(f"- {len(counted)} of {len(found)} numbers changed by more than {THRESHOLD:.0%} and their noise")
+    lines += ["", "| cell | metric | before | after | change | noise | |", "|---|---|---:|---:|---:|---:|---|"]
+    for difference in [*counted, *(each for each in found if not each.verdict)]:
+        metric = difference.metric
+        columns = [difference.cell, metric.title]
+        columns += [f"{value / metric.scale:,.{metric.digits + 1}f}" for value in (difference.before, difference.after)]
+        columns.append(f"{100 * difference.change:+.1f} %")
+        columns.append("?" if difference.noise is None else f"±{100 * difference.noise:.1f} %")
+        lines.append("| " + " | ".join([*columns, difference.verdict]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _circumstances(before: Result, after: Result) -> list[str]:
+    lines = [f"before: commit {before.about['commit']}; after: commit {after.about['commit']}"]
+    for name in ("cpu", "cores"):
+        old, new = before.about["machine"].get(name), after.about["machine"].get(name)
+        if old != new:
+            lines.append(f"NOT THE SAME MACHINE: {name} {old}, then {new}")
+    versions = (before.about["versions"], after.about["versions"])
+    for name in sorted({*versions[0], *versions[1]}):
+        old, new = (each.get(name, "none") for each in versions)
+        if old != new:
+            lines.append(f"{name} {old}, then {new}")
+    for threads in sorted({*before.bandwidth} & {*after.bandwidth}):
+        old, new = (statistics.median(each.bandwidth[threads]) for each in (before, after))
+        text = f"memory, {threads} threads: {old / 1e9:.1f} GB/s, then {new / 1e9:.1f}"
+        if abs(new / old - 1) > THRESHOLD:
+            text += "; the machine itself was not equally fast, so what depends on memory is not comparable"
+        lines.append(text)
+    names = [{_name(cell) for cell in each.cells} for each in (before, after)]
+    if only := sorted(names[0] ^ names[1]):
+        lines.append(f"only in one of them: {'; '.join(only)}")
+    return lines
+
+
+def _name(cell: Cell) -> str:
+    work = ", ".join(f"{name} {value}" for name, value in asdict(cell.workload).items() if name != "device")
+    return f"{cell.subject} ({work}, {cell.workload.device})"
+
+
+def _t_quantile(freedom: float) -> float:
+    """At 97.5 %; between two tabled degrees of freedom that of the smaller one, which is the larger quantile."""
+    index = int(freedom) - 1
+    return T_QUANTILES[max(0, index)] if index < len(T_QUANTILES) else NORMAL_QUANTILE

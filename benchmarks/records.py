@@ -1,0 +1,139 @@
+"""What was measured: every sample, as values and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpmbee.bench.plan import Workload
+from cpmbee.errors import ConfigError
+
+FORMAT, SCHEMA_VERSION = "cpmbee-bench", 1
+
+
+@dataclass(frozen=True)
+class Round:
+    """One process that measured one workload; times in seconds.
+
+    Attributes:
+        load: from files to a model that is ready, imports not counted; None where the engine does not tell.
+        cold: from the start of loading to the first token of the first request.
+        encode: of each repetition, from text to arrays, all requests of the batch together.
+        prefill: of each repetition, from arrays to the first token.
+        decode: of each repetition, the mean of its later steps.
+        steps: between one token and the next, all repetitions; empty where the engine tells only their mean.
+        cache_bytes: of the cache rows in use at the end of an answer.
+        peak_resident: bytes in memory at most, pages of mapped files included.
+        peak_anonymous: bytes of its own at most, as sampled.
+        peak_file: bytes of mapped files in memory at most, as sampled.
+        disturbed: share of the machine that others took meanwhile.
+        kernels: what ran each custom op.
+    """
+
+    load: float | None
+    cold: float | None
+    encode: list[float]
+    prefill: list[float]
+    decode: list[float]
+    steps: list[float]
+    cache_bytes: int | None
+    peak_resident: int | None
+    peak_anonymous: int | None
+    peak_file: int | None
+    disturbed: float = 0.0
+    kernels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Cell:
+    """One subject at one workload: a row of the table.
+
+    Attributes:
+        subject: its label.
+        workload: what was asked.
+        rounds: what each process measured.
+    """
+
+    subject: str
+    workload: Workload
+    rounds: list[Round] = field(default_factory=list)
+
+
+@dataclass
+class Result:
+    """One run of the benchmark.
+
+    Attributes:
+        about: command, commit, machine, versions, settings.
+        bandwidth: for each number of threads, bytes per second that they read, measured before each round.
+        subjects: by label, what was measured, as `cpmbee.bench.plan.Subject.to_dict` says it.
+        cells: all rows.
+        skipped: what could not be measured: label and reason.
+        notes: what to know about each engine's numbers.
+        quality: by label; fields of `cpmbee.export.report.Quality`.
+        profile: by label; see `cpmbee.bench.step_profile`.
+    """
+
+    about: dict[str, Any]
+    bandwidth: dict[int, list[float]] = field(default_factory=dict)
+    subjects: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cells: list[Cell] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
+    quality: dict[str, dict[str, Any]] = field(default_factory=dict)
+    profile: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}
+
+    def write(self, path: Path) -> None:
+        """Keep it as JSON, one sample list a line, so that it can be read and compared by eye, too."""
+        path.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+    def include(self, other: Result) -> None:
+        """Take the cells of another run, with all that is said of them; circumstances stay those of this one."""
+        for threads, rates in other.bandwidth.items():
+            self.bandwidth.setdefault(threads, []).extend(rates)
+        self.subjects |= other.subjects
+        self.cells += other.cells
+        self.skipped += [each for each in other.skipped if each not in self.skipped]
+        self.notes |= other.notes
+        self.quality |= other.quality
+        self.profile |= other.profile
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """What `write` kept.
+
+        Raises:
+            ConfigError: the file is not that.
+        """
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path}: cannot be read ({error})") from None
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise ConfigError(f"{path}: not a result of cpmbee bench")
+        if raw.get("schema_version") != SCHEMA_VERSION:
+            raise ConfigError(f"{path}: schema version {raw.get('schema_version')!r}, expected {SCHEMA_VERSION}")
+        try:
+            return cls(
+                about=raw["about"],
+                bandwidth={int(threads): rates for threads, rates in raw["bandwidth"].items()},
+                subjects=raw["subjects"],
+                cells=[_cell(cell) for cell in raw["cells"]],
+                skipped=[(label, reason) for label, reason in raw["skipped"]],
+                notes=raw["notes"],
+                quality=raw["quality"],
+                profile=raw["profile"],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(f"{path}: incomplete ({type(error).__name__}: {error})") from None
+
+
+def _cell(raw: Mapping[str, Any]) -> Cell:
+    return Cell(raw["subject"], Workload(**raw["workload"]), [Round(**each) for each in raw["rounds"]])
