@@ -1,8 +1,10 @@
 """What each precision costs: KL divergence, top-1 agreement and right answers against fp32, and the size of the file.
 
-``python -m cpmbee.bench.quality`` measures the bundled demo model on held-out requests. ``--checkpoint FOLDER``
-measures another model on random text of its own vocabulary (with ``python -m cpmbee.bench.synthetic``, one of a
-published shape), where there are no right answers. The native kernels run if they are built.
+``python -m cpmbee.bench.quality`` measures the bundled demo model on the requests that come with it: every other one is
+asked, the rest is for calibration. ``--requests`` and ``--calibration`` take other JSON Lines files.
+``--checkpoint FOLDER`` measures another model, without ``--requests`` on random text of its own vocabulary (with
+``python -m cpmbee.bench.synthetic``, one of a published shape), where there are no right answers. The native kernels
+run if they are built.
 
 A small model that is sure of nearly every token owes most of its divergence to a handful of them, so a single export
 says little about a method. The demo model is therefore measured in several draws: with its channels reordered it is the
@@ -36,11 +38,10 @@ from cpmbee.export.quantize import Method
 from cpmbee.export.reference_loading import few_threads, streamed_logits
 from cpmbee.export.report import Quality
 from cpmbee.export.sources import open_source
-from cpmbee.export.transcripts import Transcript, read_transcripts
+from cpmbee.export.transcripts import Transcript, read_requests, read_transcripts
 from cpmbee.export.weights import Precision
 from cpmbee.model import load_model, save_checkpoint
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train import numerals
 from cpmbee.vocabulary import is_special
 
 Requests = list[dict[str, Any]]
@@ -80,30 +81,39 @@ def main() -> None:
     """Measure, print a Markdown table and keep the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="another model than the demo")
+    parser.add_argument("--requests", type=Path, nargs="+", metavar="FILE", help="what to ask, with answers")
+    parser.add_argument("--calibration", type=Path, nargs="+", metavar="FILE", help="requests to calibrate with")
     parser.add_argument("--name", default="quality", help="of the result")
-    parser.add_argument("--requests", type=int, default=1000, help="to ask")
-    parser.add_argument("--draws", type=int, default=8, help="orders of the demo model's channels")
+    parser.add_argument("--count", type=int, default=1000, help="requests to ask at most")
+    parser.add_argument("--draws", type=int, default=4, help="orders of the demo model's channels")
     parser.add_argument("--short", action="store_true", help="defaults and their closest neighbours only")
     parser.add_argument("--no-write", action="store_true", help="do not keep the result")
     arguments = parser.parse_args()
     measured_commit = commit()  # now: the tree may move on while this runs
     checkpoint: Path = arguments.checkpoint or demo_checkpoint()
     tokenizer = Tokenizer.from_file(checkpoint / "vocab.txt")
-    if arguments.checkpoint is None:
-        asked, calibration = demo_requests(arguments.requests)
+    config = ModelConfig.from_file(checkpoint / "config.json")
+    files = arguments.requests or sorted(checkpoint.glob("*requests.jsonl"))
+    if files:
+        asked, calibration = divided(files, arguments.calibration, arguments.count)
     else:
-        asked = random_requests(tokenizer, arguments.requests, 1)
-        calibration = random_requests(tokenizer, min(arguments.requests, CALIBRATION_REQUESTS), 2)
+        asked = random_requests(tokenizer, arguments.count, 1)
+        calibration = random_requests(tokenizer, CALIBRATION_REQUESTS, 2)
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
+        transcripts = read_transcripts(write_jsonl(scratch / "asked.jsonl", asked), tokenizer, config)
         draws = [checkpoint]
         if arguments.checkpoint is None:
-            draws += [reordered(checkpoint, scratch / f"draw{seed}", seed) for seed in range(1, arguments.draws)]
-        rows = list(measured(draws, asked, calibration, settings(arguments.short), scratch))
+            turned = any(made.inputs.input_subs.any() or made.inputs.ext_subs.any() for made in transcripts)
+            seeds = range(1, arguments.draws)
+            draws += [reordered(checkpoint, scratch / f"draw{seed}", seed, hidden=not turned) for seed in seeds]
+        calibration_file = write_jsonl(scratch / "calibration.jsonl", calibration)
+        rows = list(measured(draws, transcripts, calibration_file, settings(arguments.short), scratch))
     if not arguments.no_write:
         facts = {
             "commit": measured_commit,
             "requests": len(asked),
+            "calibration_requests": len(calibration),
             "draws": len(draws),
             "kernels": native.kernels(),
         }
@@ -112,26 +122,21 @@ def main() -> None:
 
 def settings(short: bool) -> Iterator[Setting]:
     """What is measured."""
-    methods: tuple[Method, ...] = ("nearest", "search")
     yield Setting("fp16")
-    for block_size in BLOCK_SIZES:
-        for method in methods:
-            yield Setting("int8", block_size, method=method)
-    for head_bits in (8,) if short else (8, 4):
+    for precision, head_bits in (("int8", 8), ("int4", 8), ("int4", 4)):
+        if short and head_bits == 4:
+            continue
         for block_size in BLOCK_SIZES:
-            for method in methods:
-                yield Setting("int4", block_size, head_bits, method)
-            yield Setting("int4", block_size, head_bits, "search", calibrated=True)
+            yield Setting(precision, block_size, head_bits, "nearest")
+            yield Setting(precision, block_size, head_bits, "search")
+            yield Setting(precision, block_size, head_bits, "search", calibrated=True)
 
 
 def measured(
-    draws: list[Path], asked: Requests, calibration: Requests, wanted: Iterator[Setting], scratch: Path
+    draws: list[Path], transcripts: list[Transcript], calibration: Path, wanted: Iterator[Setting], scratch: Path
 ) -> Iterator[dict[str, Any]]:
     """One row for each setting, printed as it comes; the first draw is the checkpoint itself."""
-    tokenizer = Tokenizer.from_file(draws[0] / "vocab.txt")
     config = ModelConfig.from_file(draws[0] / "config.json")
-    transcripts = read_transcripts(write_jsonl(scratch / "asked.jsonl", asked), tokenizer, config)
-    calibration_file = write_jsonl(scratch / "calibration.jsonl", calibration)
     expected = reference(draws[0], transcripts)
     print("| body | head | block | scales | file (MB) | KL (nats) | ± | top-1 (%) | right (%) |\n" + "|---" * 9 + "|")
     for setting in wanted:
@@ -146,7 +151,7 @@ def measured(
                 block_size=setting.block_size,
                 head_bits=setting.head_bits,
                 method=setting.method,
-                calibration=calibration_file if setting.calibrated else None,
+                calibration=calibration if setting.calibrated else None,
                 verify=False,
                 overwrite=True,
             )
@@ -184,29 +189,43 @@ def figures(summary: dict[str, Any]) -> list[str]:
     ]
 
 
-def reordered(checkpoint: Path, out: Path, seed: int) -> Path:
-    """The same model with the channels of its hidden state and its feed-forward blocks in another order.
+def reordered(checkpoint: Path, out: Path, seed: int, *, hidden: bool) -> Path:
+    """The same model with channels in another order: of feed-forward blocks, of attention, of the hidden state.
 
-    Only for requests without subscripts: the rotation of embeddings pairs channels.
+    Args:
+        checkpoint: the model.
+        out: folder to write.
+        seed: of the order.
+        hidden: also those of the hidden state; not where requests have subscripts, for each channel of an embedding
+            turns at a speed of its own.
     """
     model = load_model(checkpoint)
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randperm(model.config.hidden_size, generator=generator)
-    inner = torch.randperm(model.config.dim_ff, generator=generator)
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+
+    def order(count: int) -> torch.Tensor:
+        return torch.randperm(count, generator=generator)
+
+    heads = order(config.num_attention_heads)
+    inside = [heads[:, None] * config.dim_head + order(config.dim_head) for _ in range(2)]
+    queries, values = (channels.flatten() for channels in inside)  # keys go with queries
+    state = order(config.hidden_size) if hidden else torch.arange(config.hidden_size)
+    inner = order(config.dim_ff)
+    places: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {  # new order of rows and of columns
+        "relative_attention_bias": (None, heads),
+        "project_q.weight": (queries, state),
+        "project_k.weight": (queries, state),
+        "project_v.weight": (values, state),
+        "attention_out.weight": (state, values),
+        "w_0.weight": (inner, state),
+        "w_1.weight": (inner, state),
+        "w_out.weight": (state, inner),
+        "input_embedding.weight": (None, state),
+    }
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if name.endswith("relative_attention_bias"):
-                continue
-            moved: torch.Tensor = weight
-            if "layernorm" in name or "attention_out" in name or "w_out" in name:
-                moved = moved[hidden]
-            if "w_in" in name:
-                moved = moved[inner]
-            if "w_out" in name:
-                moved = moved[:, inner]
-            elif weight.ndim == 2 and "attention_out" not in name:
-                moved = moved[:, hidden]
-            weight.copy_(moved.clone())
+            rows, columns = next((new for end, new in places.items() if name.endswith(end)), (state, None))
+            moved = weight if rows is None else weight[rows]
+            weight.copy_((moved if columns is None else moved[:, columns]).clone())
     save_checkpoint(model.half(), out)
     shutil.copy(checkpoint / "vocab.txt", out)
     return out
@@ -225,12 +244,14 @@ def open_model(folder: Path, config: ModelConfig, transcripts: list[Transcript])
     return OnnxModel(folder / "model.onnx", config, rows, use_native=native.library_path() is not None)
 
 
-def demo_requests(count: int) -> tuple[Requests, Requests]:
-    """Held-out requests with their answers, and others to calibrate on."""
-    asked = numerals.held_out_examples(np.random.default_rng(2026), count // 2)
-    seen = numerals.examples(np.random.default_rng(2027), held_out=False)
-    calibration: Requests = [dict(next(seen).solved) for _ in range(CALIBRATION_REQUESTS)]
-    return [dict(example.solved) for example in asked], calibration
+def divided(files: list[Path], calibration: list[Path] | None, count: int) -> tuple[Requests, Requests]:
+    """Requests to ask, at most ``count`` spread over all, and others to calibrate with."""
+    asked = [request for file in files for request in read_requests(file)]
+    if calibration is None:
+        asked, others = asked[::2], asked[1::2]
+    else:
+        others = [request for file in calibration for request in read_requests(file)]
+    return asked[:: -(-len(asked) // count)], others[:: -(-len(others) // CALIBRATION_REQUESTS)]
 
 
 def random_requests(tokenizer: Tokenizer, count: int, seed: int) -> Requests:
