@@ -99,6 +99,8 @@ def test_batches_go_from_lookups_to_records_and_resume() -> None:
     tasks = [set(batch.task_ids[batch.task_ids >= 0].tolist()) for batch in seen]
     assert tasks[0] == {0}
     assert all(names == {1} for names in tasks[16:])
+    ends = [bool((batch.targets == tokenizer.eos_id).any()) for batch in seen]
+    assert ends == [False] * 16 + [True] * 24
     state = json.loads(json.dumps(source.state_dict()))
     expected = next(iter(source))
     again = batches(tokenizer)
