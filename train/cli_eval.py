@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import time
 from contextlib import ExitStack
@@ -32,6 +33,9 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     arguments = _parser().parse_args(argv)
     metrics = arguments.metrics or METRICS
+    for path in (arguments.output, arguments.predictions):
+        if path is not None and not path.parent.is_dir():  # now, not when everything has been computed
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
     records = open_records(arguments.file)
     fields = TaskFields(arguments.task, arguments.choices)
     tasks = list(read_tasks(records, fields))

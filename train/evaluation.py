@@ -1,12 +1,12 @@
 """How good answers are: exact match, right choices, and the loss of the right answers.
 
-The model is behind `cpmbee.engine.Engine`: an exported folder, or a PyTorch model through
+The model is behind `cpmbee.engine.Engine`: an exported folder (torch is not needed then), or a PyTorch model through
 `cpmbee.train.torch_backend.TorchBackend`. Everything else is the same for both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -15,14 +15,11 @@ from typing import Any
 from cpmbee.choices import Choice, ChoiceEncoder
 from cpmbee.engine import Engine
 from cpmbee.errors import CacheFullError, CpmBeeError, DataError, PromptError, TokenizeError
-from cpmbee.model import CpmBee
 from cpmbee.results import GenerationResult
 from cpmbee.scoring import ChoiceScore
 from cpmbee.token_space import make_token_space
-from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.predictions import METRICS, Evaluation, Prediction, summarize
 from cpmbee.train.tasks import TaskRecord
-from cpmbee.train.torch_backend import TorchBackend
 
 BATCH_RECORDS = 64
 GREEDY: dict[str, Any] = {"beam_size": 1, "repetition_penalty": 1.0, "temperature": None, "top_k": None, "top_p": None}
@@ -57,38 +54,6 @@ def predict(
     waiting = iter(records)
     while batch := list(islice(waiting, BATCH_RECORDS)):
         yield from _predict(engine, batch, metrics, max_new_tokens)
-
-
-class TaskMetrics:
-    """Metrics of held-out records: an ``evaluate`` for `cpmbee.train.trainer.Trainer`.
-
-    Args:
-        records: with their right answers.
-        tokenizer: the model's.
-        metrics: of `METRICS`.
-        cache_rows: tokens that all requests at a time may have.
-    """
-
-    def __init__(
-        self,
-        records: Sequence[TaskRecord],
-        tokenizer: Tokenizer,
-        metrics: Sequence[str] = METRICS,
-        cache_rows: int = 8192,
-    ) -> None:
-        self.records = records
-        self.tokenizer = tokenizer
-        self.names = metrics
-        self.cache_rows = cache_rows
-
-    def __call__(self, model: CpmBee) -> Mapping[str, float]:
-        """The metrics, and ``METRIC/TASK`` for each task, when there are several."""
-        engine = Engine(TorchBackend(model, self.cache_rows), self.tokenizer)
-        found = evaluate(engine, self.records, self.names)
-        values = found.overall.metrics()
-        for task, summary in found.tasks.items():
-            values.update({f"{name}/{task}": value for name, value in summary.metrics().items()})
-        return values
 
 
 @dataclass

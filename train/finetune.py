@@ -23,7 +23,6 @@ from cpmbee.model.lora_saving import save_lora
 from cpmbee.model.saving import Dialect, save_tensors
 from cpmbee.model.tensor_names import expected_tensors
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.evaluation import TaskMetrics
 from cpmbee.train.footprint import Footprint, peak_memory
 from cpmbee.train.jsonl import open_records
 from cpmbee.train.lora import LoraConfig, add_adapters, delta_of
@@ -31,6 +30,7 @@ from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
 from cpmbee.train.processes import Processes, whole_state
+from cpmbee.train.task_metrics import TaskMetrics
 from cpmbee.train.task_source import TaskSource
 from cpmbee.train.tasks import TaskFields, TaskRecord, read_tasks
 from cpmbee.train.trainer import Trainer, TrainingResult

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.errors import DataError
-from cpmbee.train.data.opening import is_dataset, open_dataset
 from cpmbee.train.data.records import Record, RecordSet, count_characters, parse_record
 
 
@@ -78,7 +77,13 @@ def open_records(path: str | Path) -> RecordSet:
         DataError: it cannot be read, or has no records.
     """
     path = Path(path)
-    records = open_dataset(path) if path.is_dir() or is_dataset(path) else JsonLines(path)
+    records: RecordSet
+    if path.is_dir():
+        from cpmbee.train.data.opening import open_dataset  # brings pyarrow, which JSON Lines do without
+
+        records = open_dataset(path)
+    else:
+        records = JsonLines(path)
     if not len(records):
         raise DataError(f"{path}: has no records")
     return records

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from cpmbee.errors import DataError
 from cpmbee.export import export
 from cpmbee.model import load_model
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.evaluation import TaskMetrics, evaluate
+from cpmbee.train.evaluation import evaluate
 from cpmbee.train.jsonl import JsonLines, open_records
+from cpmbee.train.task_metrics import TaskMetrics
 from cpmbee.train.tasks import TaskFields, TaskRecord, read_tasks
 from cpmbee.train.torch_backend import TorchBackend
 from tests.model.factory import write_checkpoint
@@ -191,6 +194,7 @@ def test_bad_fields_and_files(
         ([str(empty)], "has no records"),
         ([str(tmp_path / "absent.jsonl")], "absent.jsonl: cannot be read (No such file or directory)"),
         ([str(file), "--lora", "x"], "leave the options out"),
+        ([str(file), "--output", str(tmp_path / "absent" / "report.json")], "absent: no such folder"),
     ]:
         assert main(["eval", str(folder), *options]) == 1
         assert message in capsys.readouterr().err
@@ -199,6 +203,26 @@ def test_bad_fields_and_files(
         (tmp_path / "bare" / name).write_bytes((checkpoint / name).read_bytes())
     assert main(["eval", str(tmp_path / "bare"), str(file)]) == 1
     assert "no vocabulary beside the checkpoint" in capsys.readouterr().err
+
+
+def test_an_exported_folder_needs_neither_torch_nor_pyarrow(folder: Path, tmp_path: Path) -> None:
+    file = write_records(tmp_path / "choices.jsonl", choice_records(3))
+    code = (
+        "import sys\nfor name in ('torch', 'pyarrow'): sys.modules[name] = None\n"
+        "from cpmbee.cli import main\nsys.exit(main(sys.argv[1:]))"
+    )
+    subprocess.run([sys.executable, "-c", code, "eval", str(folder), str(file)], check=True, capture_output=True)
+
+
+def test_records_of_a_data_set(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_records(tmp_path / "copy.jsonl", copy_records(5))
+    assert main(["data", "build", str(file), str(tmp_path / "built")]) == 0
+    reports = []
+    for source in (file, tmp_path / "built"):
+        capsys.readouterr()
+        assert main(["eval", str(folder), str(source)]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert reports[0]["loss"] == pytest.approx(reports[1]["loss"])
 
 
 def test_lines_are_found_again(tmp_path: Path) -> None:
