@@ -66,18 +66,20 @@ bool sees_any(const AttentionProblem& p, int64_t b, int64_t k, int64_t count) {
   return best >= 0;
 }
 
-SIMD_TARGET void attend_chunk(const AttentionProblem& p, int64_t b, int64_t k_begin, int64_t k_end,
-                              const AttentionPartial& result, float* scratch) {
+SIMD_TARGET void attend_chunk(const AttentionProblem& p, int64_t b, int64_t k_begin, int64_t k_end, int64_t h_begin,
+                              int64_t h_end, const AttentionPartial& result, float* scratch) {
   const int64_t dim = p.dim_head;
   const int64_t entries = p.queries * p.heads;
+  const int64_t heads = h_end - h_begin;
   float* queries = scratch;  // (queries, heads, dim_head)
   float* scores = queries + entries * dim;
   for (int64_t q = 0; q < p.queries; ++q) {
-    copy_scaled(queries + q * p.row_size(), p.query(b, q, 0), p.row_size(), p.scale);
+    const int64_t e = q * p.heads + h_begin;
+    copy_scaled(queries + e * dim, p.query(b, q, h_begin), heads * dim, p.scale);
+    std::fill(result.max + e, result.max + e + heads, kNothingSeen);
+    std::fill(result.sum + e, result.sum + e + heads, 0.0f);
+    std::fill(result.context + e * dim, result.context + (e + heads) * dim, 0.0f);
   }
-  std::fill(result.max, result.max + entries, kNothingSeen);
-  std::fill(result.sum, result.sum + entries, 0.0f);
-  std::fill(result.context, result.context + entries * dim, 0.0f);
 
   for (int64_t k = k_begin; k < k_end; k += kKeyTile) {
     const int64_t count = std::min(kKeyTile, k_end - k);
@@ -93,7 +95,7 @@ SIMD_TARGET void attend_chunk(const AttentionProblem& p, int64_t b, int64_t k_be
     }
     if (count < kKeyTile) std::fill(scores, scores + entries * kKeyTile, 0.0f);
     for (int64_t j = 0; j < count; j += kWidth) {
-      for (int64_t h = 0; h < p.heads; ++h) {
+      for (int64_t h = h_begin; h < h_end; ++h) {
         for (int64_t e = h; e < entries; e += p.heads) {
           store(scores + e * kKeyTile + j, multiply_keys(queries + e * dim, keys + j, h * dim, dim));
         }
@@ -103,8 +105,8 @@ SIMD_TARGET void attend_chunk(const AttentionProblem& p, int64_t b, int64_t k_be
       int16_t padded[kKeyTile];
       const int16_t* relation[kRows];
       std::fill(relation, relation + kRows, whole_tile(p.relation_row(b, q) + k, count, padded));
-      for (int64_t h = 0; h < p.heads; h += kRows) {
-        const int64_t n = std::min<int64_t>(kRows, p.heads - h);
+      for (int64_t h = h_begin; h < h_end; h += kRows) {
+        const int64_t n = std::min<int64_t>(kRows, h_end - h);
         const int64_t e = q * p.heads + h;
         const float* bias[kRows];
         for (int64_t r = 0; r < n; ++r) bias[r] = p.bias->head(h + r);
@@ -116,7 +118,7 @@ SIMD_TARGET void attend_chunk(const AttentionProblem& p, int64_t b, int64_t k_be
       }
     }
     for (int64_t j = 0; j < count; j += kValueRows) {
-      for (int64_t h = 0; h < p.heads; ++h) {
+      for (int64_t h = h_begin; h < h_end; ++h) {
         for (int64_t e = h; e < entries; e += p.heads) {
           add_values(result.context + e * dim, scores + e * kKeyTile + j, values + j, h * dim, dim);
         }

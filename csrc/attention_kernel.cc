@@ -7,7 +7,10 @@
 namespace cpmbee {
 namespace {
 
-constexpr int64_t kTinyWork = 1 << 18;  // multiply-adds that take less time than waking a thread
+constexpr int64_t kTinyWork = 1 << 18;   // multiply-adds that take less time than waking a thread
+constexpr int64_t kTinyCache = 1 << 16;  // the same for decode, where each of them waits for memory
+constexpr int64_t kLeastJobs = 4;        // of decode, if there are enough heads
+constexpr int64_t kLeastHeads = 4;       // of a decode job
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -96,10 +99,13 @@ void attend_by_key_chunk(const AttentionProblem& p, const AttentionKernels& kern
     float* part = storage.data() + i * part_size;
     parts[i] = {part, part + entries, part + 2 * entries};
   }
-  executor.for_each(parts.size(), [&](size_t i) {
+  const int64_t shares = std::clamp<int64_t>(p.heads / kLeastHeads, 1, ceil_div(kLeastJobs, p.batch * num_chunks));
+  executor.for_each(parts.size() * shares, [&](size_t job) {
+    const int64_t i = job / shares;
+    const int64_t share = job % shares;
     const int64_t k_begin = i % num_chunks * kKeyChunk;
-    kernels.attend_chunk(p, i / num_chunks, k_begin, std::min(k_begin + kKeyChunk, p.keys), parts[i],
-                         thread_scratch(scratch_floats));
+    kernels.attend_chunk(p, i / num_chunks, k_begin, std::min(k_begin + kKeyChunk, p.keys), share * p.heads / shares,
+                         (share + 1) * p.heads / shares, parts[i], thread_scratch(scratch_floats));
   });
 
   const auto merge_query = [&](size_t i) {
@@ -130,10 +136,11 @@ void attend(const AttentionProblem& p, Isa isa, const Executor& executor) {
     return;
   }
   const Serial serial;
-  const bool tiny = p.batch * p.queries * p.keys * p.row_size() < kTinyWork;
-  const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;
   const AttentionKernels& kernels = kernels_of(isa);
-  if (kernels.attend_chunk != nullptr && p.queries <= kDecodeQueries) {
+  const bool decode = kernels.attend_chunk != nullptr && p.queries <= kDecodeQueries;
+  const bool tiny = p.batch * p.queries * p.keys * p.row_size() < (decode ? kTinyCache : kTinyWork);
+  const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;
+  if (decode) {
     attend_by_key_chunk(p, kernels, chosen);
   } else {
     attend_by_query_tile(p, kernels, chosen);

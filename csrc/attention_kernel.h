@@ -2,8 +2,9 @@
 //
 // Two regimes. With many queries (prefill) a job is one head of one sequence for a tile of queries, and keys pass by in
 // packed tiles. With few queries (decode) reading the cache is the work, so a job is a chunk of keys of one sequence
-// with all heads - whole cache rows are read, once - and the chunks' partial results are merged. How work is split
-// depends on shapes only, never on the number of threads, so neither do the results.
+// with all heads - whole cache rows are read, once - and the chunks' partial results are merged; few keys are one chunk,
+// whose heads are shared out. How work is split depends on shapes only, never on the number of threads, so neither do
+// the results.
 #pragma once
 
 #include <cstddef>
@@ -88,9 +89,10 @@ struct AttentionKernels {
   // Queries [q_begin, q_end) of head h; key_tiles[i] is 0 where none of them sees a key of tile i.
   void (*attend_tile)(const AttentionProblem&, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
                       const uint8_t* key_tiles, float* scratch);
-  // All queries and heads over keys [k_begin, k_end), at most kKeyChunk; null: this set has no decode regime.
-  void (*attend_chunk)(const AttentionProblem&, int64_t b, int64_t k_begin, int64_t k_end,
-                       const AttentionPartial& result, float* scratch);
+  // All queries and heads [h_begin, h_end) over keys [k_begin, k_end), at most kKeyChunk; null: this set has no decode
+  // regime.
+  void (*attend_chunk)(const AttentionProblem&, int64_t b, int64_t k_begin, int64_t k_end, int64_t h_begin,
+                       int64_t h_end, const AttentionPartial& result, float* scratch);
 };
 
 extern const AttentionKernels kScalarAttention;  // the reference: what the others are compared with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ DEFAULT_CACHE_TOKENS = 8192
 MEMORY_SHARE = 4  # the default cache takes at most this part of the memory
 SHRINK_TOKENS = 512  # runs of more tokens give their working memory back
 MAX_THREADS = 1024
+HUGE_PAGE = 2 << 20  # bytes
 _INPUTS = ("input_ids", "input_subs", "relation", "slots", "new_slots", "logits_index", "ext_ids", "ext_subs")
 
 _log = logging.getLogger("cpmbee")
@@ -169,7 +171,7 @@ class OrtBackend(Backend):
     def _make_caches(self) -> dict[str, ort.OrtValue]:
         shape = (self.cache_rows + 1, self.config.num_attention_heads, self.config.dim_head)
         try:  # zeros that the system hands out page by page, as rows are first written
-            return {name: self.value(np.zeros(shape, np.float32)) for name in _cache_names(self.config)}
+            return {name: self.value(_huge_zeros(shape)) for name in _cache_names(self.config)}
         except MemoryError:
             raise CacheFullError(
                 f"no memory for a cache of {self.cache_rows} tokens; load the engine with a smaller cache_tokens"
@@ -207,6 +209,18 @@ def _first_line(error: Exception) -> str:
 
 def _cache_names(config: ModelConfig) -> list[str]:
     return [f"{kind}_cache.{n}" for n in range(len(config.attention_layers)) for kind in ("key", "value")]
+
+
+def _huge_zeros(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Zeros that begin where a huge page can.
+
+    NumPy asks for huge pages, but those before the first such address would be small: a step that is the first to write
+    a row would wait for one small page after the other, and reading a row would look up each of its pages.
+    """
+    size = math.prod(shape) * 4
+    room = np.zeros(size + HUGE_PAGE, np.uint8)
+    start = -room.ctypes.data % HUGE_PAGE
+    return room[start : start + size].view(np.float32).reshape(shape)
 
 
 def _cache_rows(config: ModelConfig, cache_tokens: int) -> int:
