@@ -77,7 +77,7 @@ def pretrain(
         result = trainer.train(data, resume=resume)
     finally:
         data.close()
-    if processes.first:
+    if processes.first and data.statistics.samples:
         _say_what_was_read(data)
     if result.best_step is not None:
         trainer.load_best()
