@@ -8,27 +8,35 @@ from typing import Any
 
 from cpmbee.bench.ccpm_data import OPTIONS
 
+TOKENS = 2  # of an answer that count in mean losses: the option and, once there are no look-ups any more, its end
+
 
 def plot(results: Mapping[str, Any], path: Path) -> None:
     """Draw loss and held-out accuracy of ``cpmbee.bench.ccpm``'s results over the steps; the suffix says the format."""
     from matplotlib.figure import Figure  # only this needs it
 
-    curve = results["curve"]
+    curve, pretraining = results["curve"], results["options"]["lookup_steps"]
     figure = Figure(figsize=(10, 4), layout="constrained")
     loss, right = figure.subplots(1, 2)
     for task, label in (("look-up", "generated look-ups"), ("ccpm", "CCPM records")):
-        points = [(point["step"], point[task]) for point in curve["loss"] if task in point]
+        points = [
+            (point["step"], point[task] * (1 if point["step"] <= pretraining else TOKENS))
+            for point in curve["loss"]
+            if task in point and point[task] > 0
+        ]
         loss.plot(*zip(*points, strict=True), label=label, linewidth=1.2)
-    loss.plot(*_columns(curve["held_out"], "loss"), "o-", markersize=3, label="CCPM, held out")
-    loss.set(xlabel="step", ylabel="loss (nats per answer token)", yscale="log")
+    held_out = [point for point in curve["held_out"] if point["step"] > pretraining]
+    steps, means = _columns(held_out, "loss")
+    loss.plot(steps, [TOKENS * mean for mean in means], "o-", markersize=3, label="CCPM, held out")
+    loss.set(xlabel="step", ylabel="loss (nats per answer)", ylim=(0.05, 3), yscale="log")
     loss.legend(frameon=False)
     steps, shares = _columns(curve["held_out"], "choice_accuracy")
     right.plot(steps, [100 * share for share in shares], "o-", markersize=3, label="model")
     bars = {"chance": 1 / OPTIONS, **{name: bar["held out"] for name, bar in results["bars"].items()}}
     for style, (name, share) in zip((":", "--", "-."), bars.items(), strict=True):
         right.axhline(100 * share, color="gray", linestyle=style, linewidth=1, label=f"{name} ({100 * share:.1f} %)")
-    right.set(xlabel="step", ylabel="right on held-out records (%)", ylim=(20, 95))
-    right.legend(frameon=False, loc="lower right")
+    right.set(xlabel="step", ylabel="right on held-out records (%)", xlim=(0, None), ylim=(20, 95))
+    right.legend(frameon=False, loc="center right")
     for axes in (loss, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

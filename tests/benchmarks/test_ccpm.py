@@ -150,7 +150,8 @@ def test_the_curve_is_drawn(tmp_path: Path) -> None:
     points = [{"step": 1, "seconds": 1.0, "look-up": 1.4}, {"step": 2, "seconds": 2.0, "look-up": 1.0, "ccpm": 1.2}]
     held_out = [{"step": 2, "choice_accuracy": 0.5, "loss": 1.1}]
     bars = {"character overlap": {"held out": 0.7}, "translation table": {"held out": 0.8}}
-    plot({"curve": {"loss": points, "held_out": held_out}, "bars": bars}, tmp_path / "curve.svg")
+    results = {"curve": {"loss": points, "held_out": held_out}, "bars": bars, "options": {"lookup_steps": 1}}
+    plot(results, tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text(encoding="utf-8")
 
 
