@@ -123,7 +123,8 @@ def main() -> None:
 def settings(short: bool) -> Iterator[Setting]:
     """What is measured."""
     yield Setting("fp16")
-    for precision, head_bits in (("int8", 8), ("int4", 8), ("int4", 4)):
+    quantized: tuple[tuple[Precision, int], ...] = (("int8", 8), ("int4", 8), ("int4", 4))
+    for precision, head_bits in quantized:
         if short and head_bits == 4:
             continue
         for block_size in BLOCK_SIZES:

@@ -86,6 +86,7 @@ class PiecewiseModel:
         self._model = model
         self._weights = weights
         self._use_native = use_native
+        self._declared: dict[str, onnx.ValueInfoProto] = {value.name: value for value in model.graph.input}
         self._constants = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
         self._pieces = cut(model.graph, {name: array.nbytes for name, array in weights.items()}, PIECE_BYTES)
 
@@ -136,9 +137,9 @@ class PiecewiseModel:
         return model, weights
 
     def _input(self, name: str, call: Mapping[str, Array]) -> onnx.ValueInfoProto:
-        for declared in self._model.graph.input:
-            if declared.name == name:
-                return declared
+        """What the runtime has to know of a value that a piece reads."""
+        if name in self._declared:
+            return self._declared[name]
         value = call[name]
         dtype = helper.np_dtype_to_tensor_dtype(value.dtype)
         info: onnx.ValueInfoProto = helper.make_tensor_value_info(name, dtype, [None] * value.ndim)
@@ -147,11 +148,11 @@ class PiecewiseModel:
     def _caches(self, piece: Piece, rows: int) -> dict[str, Array]:
         """Empty caches of the piece's layers: whatever the graph reads and a call does not bring."""
         caches = {}
-        for declared in self._model.graph.input:
-            if declared.name in piece.inputs and declared.name not in GraphInputs._fields:
-                tensor = declared.type.tensor_type
+        for name in piece.inputs:
+            if name in self._declared and name not in GraphInputs._fields:
+                tensor = self._declared[name].type.tensor_type
                 shape = (rows, *(dim.dim_value for dim in tensor.shape.dim[1:]))
-                caches[declared.name] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
+                caches[name] = np.zeros(shape, helper.tensor_dtype_to_np_dtype(tensor.elem_type))
         return caches
 
 

@@ -82,7 +82,8 @@ def expand(packed: Uint8, scales: NDArray[np.uint16], bits: int, out: Float32) -
         out: receives the values.
     """
     layout = BlockFormat(bits, packed.shape[1] * 32 // bits // scales.shape[1])
-    out[:] = dequantize(packed, scales.view(np.float16), *out.shape, layout)
+    rows, columns = out.shape
+    out[:] = dequantize(packed, scales.view(np.float16), rows, columns, layout)
 
 
 def _search(w: Float32, h: Float32, extreme: Float32, zero_point: np.float32, levels: Float32, refine: bool) -> Float16:

@@ -67,6 +67,17 @@ def test_answers_in_turn_and_tokens_of_the_request() -> None:
     assert texts(fed) == ["<s>", "x", "<unk>", "<s>", "<mask>"]
 
 
+def test_options_are_answers_like_any_text() -> None:
+    request = {"input": "a", "options": {"<option_0>": "b", "<option_1>": "c"}, "question": "d"}
+    ends = []
+    for choice in ("<option_0>", "<option_1>"):
+        made = transcript({**request, "<ans>": choice})
+        assert made.inputs.ext_subs.tolist() == [1]
+        assert made.targets[1] == TOKENIZER.eos_id
+        ends.append(int(made.targets[0]))
+    assert ends == [TOKENIZER.token_to_id("<option>"), TOKENIZER.vocab_size]
+
+
 def test_request_without_answers_is_asked_for_the_first_token() -> None:
     made = transcript({"input": "ab", "<ans>": {"a": "", "b": ""}})
     assert made.inputs.logits_index.tolist() == [[made.num_tokens - 1]]
