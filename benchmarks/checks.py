@@ -8,13 +8,15 @@ from pathlib import Path
 from cpmbee.bench.cost import num_parameters, operations
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.encoding import Data
-from cpmbee.errors import ConfigError, VocabularyError
-from cpmbee.folder import ModelFolder, open_folder
+from cpmbee.errors import ConfigError, ModelFolderError, VocabularyError
+from cpmbee.folder import MANIFEST, ModelFolder, open_folder
+from cpmbee.json_file import read_json_object
 from cpmbee.machine import physical_memory
 from cpmbee.prompt import encode_prompt
 from cpmbee.tokenizer import Tokenizer
 
 EMPTY: Data = {"input": "", "<ans>": ""}
+CACHE_TYPES = {"float32": "fp32", "float16": "fp16"}
 PROCESS_BYTES = 200 << 20  # of Python, ONNX Runtime and working memory, at least
 
 
@@ -70,15 +72,15 @@ def cache_row_bytes(folder: ModelFolder) -> int:
 def _subject(folder: ModelFolder) -> Subject:
     files = [file for file in folder.path.iterdir() if file.name.startswith("model.onnx")]
     size = sum(file.stat().st_size for file in files)
-    matrices = folder.precision.get("ffn", "?")
+    cache = read_json_object(folder.path / MANIFEST, "the manifest of an exported model", ModelFolderError)["cache"]
     return Subject(
         label=folder.path.resolve().name,
         model=folder.path.resolve().name,
         engine="cpmbee",
         module="cpmbee.bench.cell",
         path=folder.path.resolve(),
-        precision=matrices,
-        cache="fp32",
+        precision=folder.precision.get("ffn", "?"),
+        cache=CACHE_TYPES.get(cache["dtype"], cache["dtype"]),
         parameters=num_parameters(folder.config),
         file_bytes=sum(file.stat().st_size for file in folder.path.iterdir() if file.is_file()),
         weight_bytes=size,

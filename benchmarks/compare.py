@@ -156,5 +156,5 @@ def _name(cell: Cell) -> str:
 
 def _t_quantile(freedom: float) -> float:
     """At 97.5 %; between two tabled degrees of freedom that of the smaller one, which is the larger quantile."""
-    index = int(freedom) - 1
+    index = int(freedom + EXACT) - 1
     return T_QUANTILES[max(0, index)] if index < len(T_QUANTILES) else NORMAL_QUANTILE

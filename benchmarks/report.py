@@ -86,11 +86,20 @@ def _table(result: Result, varying: Sequence[str], shown: Sequence[str], quality
     summaries = [summarize(result, cell) for cell in result.cells]
     keys = [key for key in shown if any(key in summary for summary in summaries)]
     names = [name for name in quality if any(each.get(name) is not None for each in result.quality.values())]
-    titles = ["model", "weights", *varying, *(BY_KEY[key].title for key in keys), *(QUALITY[name] for name in names)]
+    caches = ["cache type"] if len({result.subjects[cell.subject]["cache"] for cell in result.cells}) > 1 else []
+    titles = [
+        "model",
+        "weights",
+        *caches,
+        *varying,
+        *(BY_KEY[key].title for key in keys),
+        *(QUALITY[name] for name in names),
+    ]
     lines = ["| " + " | ".join(titles) + " |", "|---|---" + "|---:" * (len(titles) - 2) + "|"]
     for cell, summary in zip(result.cells, summaries, strict=True):
         work, about = asdict(cell.workload), result.subjects[cell.subject]
-        columns = [cell.subject, about["precision"], *(str(work[name]) for name in varying)]
+        columns = [cell.subject, about["precision"], *([about["cache"]] if caches else [])]
+        columns += [*(str(work[name]) for name in varying)]
         columns += [_shown(key, summary.get(key)) for key in keys]
         columns += [_quality(name, result.quality.get(cell.subject, {}).get(name)) for name in names]
         lines.append("| " + " | ".join(columns) + " |")

@@ -38,9 +38,9 @@ from cpmbee.train import numerals
 DEMO = "demo"
 QUALITY_REQUESTS = 200
 PEERS_OF = {
-    "fp32": ("functions", "torch", "torch-compiled", "llama.cpp"),
+    "fp32": ("functions", "torch", "torch-compiled"),
     "fp16": ("functions", "torch-bf16", "llama.cpp"),
-    "int8": ("matmulnbits", "llama.cpp", "ctranslate2", "onnxruntime-genai"),
+    "int8": ("matmulnbits", "dynamic-quantize", "llama.cpp", "ctranslate2", "onnxruntime-genai"),
     "int4": ("matmulnbits", "llama.cpp", "onnxruntime-genai"),
 }
 WIDE = ("int8", "int4")  # whose long prompts are measured with peers as well; others take minutes for them

@@ -1,0 +1,127 @@
+"""`cpmbee bench` on the demo model: what it writes, and what it refuses before anything runs."""
+
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cpmbee import cli
+from cpmbee.bench import checks
+from cpmbee.errors import VocabularyError
+from cpmbee.export.demo import demo_checkpoint
+from cpmbee.export.exporter import export
+
+ANSWER = 5
+REQUESTS = (
+    {"input": "三千零五", "prompt": "写成数字", "<ans>": "3005"},
+    {"input": "3005", "prompt": "写成汉字", "<ans>": "三千零五"},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("models") / "demo-int4"
+    export(demo_checkpoint(), out, "int4", method="nearest", verify=False)
+    return out
+
+
+def bench(*arguments: str | Path) -> int:
+    quick = ("--rounds", "1", "--repetitions", "2", "--attempts", "1", "--threads", "1")
+    return cli.main(["bench", *map(str, arguments), *quick])
+
+
+def test_one_command_measures_everything(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    requests, out = tmp_path / "requests.jsonl", tmp_path / "out"
+    requests.write_text("".join(json.dumps(request) + "\n" for request in REQUESTS), encoding="utf-8")
+    options = ("--prompt", "32,64", "--answer", str(ANSWER), "--peers", "functions,no-such-engine", "--out", out)
+    assert bench(folder, *options) == 2
+    assert "no peer is called 'no-such-engine'" in capsys.readouterr().err
+    options = ("--prompt", "32,64", "--answer", str(ANSWER), "--peers", "functions,ctranslate2", "--out", out)
+    more = ("--quality", requests, "--checkpoint", demo_checkpoint(), "--profile", "--plot")
+    assert bench(folder, *options, *more) == 0
+    shown = capsys.readouterr().out
+    assert (out / "table.md").read_text(encoding="utf-8") in shown
+    raw = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    assert [cell["subject"] for cell in raw["cells"]] == ["demo-int4", "demo-int4: functions"] * 2
+    for cell in raw["cells"]:
+        (process,) = cell["rounds"]
+        assert len(process["steps"]) == 2 * (ANSWER - 1)  # all answers are equally long
+        assert len(process["prefill"]) == len(process["encode"]) == len(process["decode"]) == 2
+        assert process["peak_resident"] > process["peak_anonymous"] > 10_000_000
+        assert process["cache_bytes"] == (cell["workload"]["prompt"] + ANSWER - 1) * 4096  # of 4 layers x 2 x 128
+        assert process["kernels"]["BucketedAttention"] == "function" or "functions" not in cell["subject"]
+    assert raw["about"]["machine"]["flags"]
+    assert raw["about"]["command"].startswith("cpmbee bench demo-int4 --prompt 32,64")
+    assert raw["quality"]["demo-int4"]["accuracy"] == 1.0
+    assert raw["quality"]["demo-int4"]["kl"] < 0.01
+    assert raw["skipped"] == [["ctranslate2", raw["skipped"][0][1]]]
+    decode = raw["profile"]["demo-int4"]["decode"]
+    assert decode["QuantizedLinear"]["least_ms"] > 0
+    assert {"engine", "between", "BucketedAttention"} <= set(decode) or "MatMulNBits" in decode
+    assert "QuantizedLinear" in shown
+    rows = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
+    assert [row["prompt"] for row in rows] == ["32", "32", "64", "64"]
+    assert (out / "decode-by-context.png").read_bytes().startswith(b"\x89PNG")
+    assert bench(folder, "--out", out) == 1
+    assert "there is a result already" in capsys.readouterr().err
+
+
+def test_beams_and_batches(folder: Path, tmp_path: Path) -> None:
+    assert bench(folder, "--prompt", "32", "--answer", "4", "--batch", "2", "--beams", "3", "--out", tmp_path) == 0
+    (cell,) = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["cells"]
+    assert len(cell["rounds"][0]["steps"]) == 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("vocab.txt", "vocab.txt: missing"),
+        ("model.onnx.data", "model.onnx.data: missing"),
+        ("engine.json", "engine.json"),
+    ],
+)
+def test_broken_folders_are_refused_first(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str, message: str
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    (broken / damage).unlink()
+    assert bench(folder, broken, "--out", tmp_path / "out") == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    with (broken / "vocab.txt").open("a", encoding="utf-8") as file:
+        file.write("one more\n")
+    manifest = json.loads((broken / "engine.json").read_text(encoding="utf-8"))
+    content = (broken / "vocab.txt").read_bytes()
+    manifest["files"]["vocab.txt"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (broken / "engine.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(VocabularyError, match="tokens, but the model has"):
+        checks.open_subjects([broken])
+
+
+def test_a_model_too_large_for_memory_is_refused_first(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "physical_memory", lambda: 150_000_000)
+    assert bench(folder, "--out", tmp_path / "out") == 1
+    message = capsys.readouterr().err
+    assert "needs about 0.2 GB of memory" in message
+    assert "this machine has 0.1" in message or "this machine has 0.2" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_impossible_requests_are_refused_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench(folder, "--prompt", "2") == 1
+    assert "a prompt has at least" in capsys.readouterr().err
+    assert bench(folder, "--answer", "1") == 1
+    assert "an answer has at least 2 tokens" in capsys.readouterr().err
+    assert bench(folder, folder) == 1
+    assert "two folders are called demo-int4" in capsys.readouterr().err

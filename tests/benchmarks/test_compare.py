@@ -1,0 +1,116 @@
+"""Comparing two results: a slower build is found, the same build twice is not, and noise is told apart from change."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from cpmbee.bench.compare import Difference, differences, main, markdown, relative_change
+from cpmbee.bench.records import Result
+from cpmbee.errors import ConfigError
+from tests.benchmarks.samples import make_result
+
+
+def verdicts(before: Result, after: Result) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for difference in differences(before, after):
+        found.setdefault(difference.metric.key, set()).add(difference.verdict)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_same_build_twice_is_quiet(seed: int) -> None:
+    found = differences(make_result(seed), make_result(seed + 100))
+    assert [each for each in found if each.verdict] == []
+    decode = [each for each in found if each.metric.key == "decode_tokens_per_s"]
+    assert all(each.noise is not None and 0 < each.noise < 0.2 for each in decode)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_build_slower_by_a_tenth_is_flagged(seed: int) -> None:
+    found = verdicts(make_result(seed), make_result(seed + 100, slowdown=1.1))
+    for key in ("decode_tokens_per_s", "prefill_tokens_per_s", "step_p50_s"):
+        assert found[key] == {"worse"}
+    assert found["peak_resident_bytes"] == found["file_bytes"] == {""}
+    assert verdicts(make_result(seed + 100, slowdown=1.1), make_result(seed))["decode_tokens_per_s"] == {"better"}
+
+
+def test_a_difference_inside_the_noise_is_none() -> None:
+    (found, *_) = [
+        each
+        for each in differences(make_result(1, noise=0.3), make_result(2, noise=0.3, slowdown=1.1))
+        if each.metric.key == "decode_tokens_per_s"
+    ]
+    assert found.noise is not None
+    assert found.noise > 0.1
+    assert found.verdict == ""
+
+
+def test_change_and_noise_by_hand() -> None:
+    change, noise = relative_change([1.0, 1.0, 1.0], [1.2, 1.2, 1.2])
+    assert change == pytest.approx(0.2)
+    assert noise == 0.0
+    logs = [0.0, 0.1]
+    change, noise = relative_change([math.exp(x) for x in logs], [math.exp(x + 1) for x in logs])
+    # each mean has variance 0.005 / 2; two equal variances of one degree of freedom each make two; t is 4.30
+    assert math.log1p(change) == pytest.approx(1.0)
+    assert noise is not None
+    assert math.log1p(noise) == pytest.approx(4.30 * math.sqrt(0.005))
+
+
+def test_one_process_each_says_nothing_about_noise() -> None:
+    assert relative_change([1.0], [1.0]) == (0.0, 0.0)
+    change, noise = relative_change([1.0], [1.3])
+    assert (round(change, 6), noise) == (0.3, None)
+    assert not any(each.verdict for each in differences(make_result(rounds=1), make_result(3, rounds=1, slowdown=2)))
+
+
+def test_command_exits_with_1_where_something_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_result(0).write(tmp_path / "a.json")
+    make_result(1, slowdown=1.1).write(tmp_path / "b.json")
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "a.json")]) == 0
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 1
+    text = capsys.readouterr().out
+    assert "worse" in text
+    assert "decode, tokens/s" in text
+
+
+def test_other_circumstances_are_said() -> None:
+    before, after = make_result(0), make_result(0, prompts=(128,))
+    after.about = {**after.about, "machine": {**after.about["machine"], "cpu": "another"}}
+    after.bandwidth = {2: [20e9]}
+    text = markdown(before, after, differences(before, after))
+    assert "NOT THE SAME MACHINE" in text
+    assert "not equally fast" in text
+    assert "only in one of them: model (prompt 512" in text
+
+
+def test_a_result_reads_back_as_it_was(tmp_path: Path) -> None:
+    result = make_result(5)
+    result.skipped.append(("peer", "is not installed"))
+    result.write(tmp_path / "result.json")
+    assert Result.read(tmp_path / "result.json") == result
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read"),
+        ("[]", "not a result"),
+        (json.dumps({"format": "cpmbee-bench", "schema_version": 9}), "schema version 9"),
+        (json.dumps({"format": "cpmbee-bench", "schema_version": 1, "about": {}}), "incomplete"),
+    ],
+)
+def test_files_that_are_no_results(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        Result.read(tmp_path / "result.json")
+
+
+def test_verdict_needs_threshold_and_noise() -> None:
+    (example, *_) = differences(make_result(0), make_result(1))
+    values = {"cell": "c", "metric": example.metric, "before": 1.0, "after": 1.0}
+    assert Difference(**values, change=0.04, noise=0.001).verdict == ""
+    assert Difference(**values, change=0.2, noise=0.3).verdict == ""
+    assert Difference(**values, change=0.2, noise=0.1).verdict == "worse"  # of the time to encode
