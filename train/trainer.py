@@ -20,6 +20,7 @@ from cpmbee.train.metrics import MetricsLog, StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes
 from cpmbee.train.random_state import random_state, set_random_state
+from cpmbee.train.result import TrainingResult
 from cpmbee.train.run_checkpoints import RunCheckpoints
 from cpmbee.train.schedule import batch_factor, learning_rate_factor
 from cpmbee.train.source import BatchSource
@@ -31,29 +32,6 @@ __all__ = ["Evaluate", "Trainer", "TrainerConfig", "TrainingResult", "target_pos
 logger = logging.getLogger("cpmbee.train")
 
 Evaluate = Callable[[CpmBee], Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a call of `Trainer.train` did.
-
-    Attributes:
-        losses: of every step of the call.
-        tokens: seen since the run began, padding aside.
-        seconds: wall time since the run began.
-        steps: done since the run began.
-        best_step: of the best evaluation, None without evaluations.
-        best_value: what it gave.
-        stopped_early: evaluations had stopped getting better.
-    """
-
-    losses: list[float]
-    tokens: int
-    seconds: float
-    steps: int
-    best_step: int | None = None
-    best_value: float | None = None
-    stopped_early: bool = False
 
 
 @dataclass

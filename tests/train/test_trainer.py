@@ -1,7 +1,6 @@
 import json
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -26,15 +25,6 @@ from cpmbee.train.trainer import Trainer, TrainingResult
 from tests.train.training_runs import LetterSource, run, tiny_model
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small lose more to the meeting of threads than they gain, above all on shared cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def short_run(steps: int, seed: int = 0, **options: Any) -> tuple[CpmBee, TrainingResult]:
