@@ -12,6 +12,7 @@ from typing import Any
 
 import onnx
 import onnx.inliner
+import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
@@ -36,6 +37,11 @@ class ExactModel(PiecewiseModel):
     def __init__(self, model_file: Path) -> None:
         model = onnx.load(model_file, load_external_data=False)
         super().__init__(model, external_tensors(model_file), use_native=False)
+
+    def _options(self) -> ort.SessionOptions:
+        options = super()._options()
+        options.add_session_config_entry("session.disable_prepacking", "1")  # would copy every matrix
+        return options
 
     def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
         inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, QUANTIZED_LINEAR)], exclude=True)

@@ -22,7 +22,7 @@ from cpmbee.export.probes import GraphInputs
 
 Array = NDArray[Any]
 
-PIECE_BYTES = 128 << 20  # of stored weights; function bodies make some four copies of a piece while it is loaded
+PIECE_BYTES = 64 << 20  # of stored weights; function bodies make some four copies of a piece while it is loaded
 OUTPUT = "logits"
 
 
@@ -86,6 +86,7 @@ class PiecewiseModel:
         self._model = model
         self._weights = weights
         self._use_native = use_native
+        self._values: dict[str, ort.OrtValue] = {}  # weights that a session uses where they are
         self._declared: dict[str, onnx.ValueInfoProto] = {value.name: value for value in model.graph.input}
         self._constants = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
         self._pieces = cut(model.graph, {name: array.nbytes for name, array in weights.items()}, PIECE_BYTES)
@@ -95,6 +96,7 @@ class PiecewiseModel:
         rows = 1 + max((int(call.slots.max()) for call in inputs), default=0)
         calls: list[dict[str, Array]] = [dict(call._asdict()) for call in inputs]
         for number, piece in enumerate(self._pieces):
+            session = None  # before the next one takes memory
             session = self._session(piece, calls[0])
             caches = self._caches(piece, rows)
             later = {name for after in self._pieces[number + 1 :] for name in after.inputs}
@@ -110,10 +112,7 @@ class PiecewiseModel:
 
     def _session(self, piece: Piece, call: Mapping[str, Array]) -> ort.InferenceSession:
         """A piece, ready to run."""
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if self._use_native:
-            native.register(options)
+        options = self._options()
         names = {name for node in piece.nodes for name in node.input}
         inputs = [self._input(name, call) for name in piece.inputs]
         outputs = [onnx.ValueInfoProto(name=name) for name in piece.outputs]  # types are the runtime's to find
@@ -126,11 +125,19 @@ class PiecewiseModel:
             functions=self._model.functions,
             ir_version=self._model.ir_version,
         )
+        self._values.clear()
         model, weights = self._prepared(model, {name: self._weights[name] for name in piece.weights})
         model.graph.initializer.extend(_placeholder(name, array) for name, array in weights.items())
         self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
         options.add_external_initializers(list(self._values), list(self._values.values()))
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+    def _options(self) -> ort.SessionOptions:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        if self._use_native:
+            native.register(options)
+        return options
 
     def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
         """A piece and its weights as they are to run."""

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, float], None]
 
+FEW_REQUESTS = 3  # that a model gets which runs one layer at a time
 STEPS = 4  # cached tokens after each prompt
 CACHE_ROWS = 2048
 LARGE_MODEL_BYTES = 256 << 20  # of fp32 weights, from which on an exact product takes its time
@@ -170,7 +171,8 @@ class _Subject:
 
     def probes(self) -> list[Probe]:
         """Fresh probes; recording writes tokens into them."""
-        return make_probes(self._all, self._tokenizer, self.model.config, STEPS)
+        requests = self.requests[:FEW_REQUESTS] if self.frugal else self._all
+        return make_probes(requests, self._tokenizer, self.model.config, STEPS)
 
     @property
     def tolerance(self) -> float:
