@@ -1,9 +1,10 @@
 """``cpmbee bench compare``: what changed between two results, and whether it is more than noise.
 
 Each process of a cell gives one value of a metric. The difference of two cells is that of the means of the values'
-logarithms, so it reads as a ratio; its noise is half the 95 % confidence interval of Welch's t-test, which lets the two
-runs scatter differently. A change counts when it exceeds both its noise and `THRESHOLD`: with dozens of numbers
-compared, some leave their interval by chance, but few of those are large.
+logarithms, so it reads as a ratio; its noise is half the 99 % confidence interval of Student's t-test, the scatter of
+both runs pooled. A change counts when it exceeds both its noise and `THRESHOLD`: with dozens of numbers compared, some
+leave their interval by chance, but few of those are large. Tails of the latency are shown and not judged: what makes
+the slowest tokens is the machine as often as the build.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ COMPARED = (
     *("load_s", "load_to_first_token_s", "peak_resident_bytes", "peak_anonymous_bytes", "cache_bytes", "file_bytes"),
 )
 EXACT = 1e-9  # smaller differences are none
-# Quantiles of Student's t at 97.5 %, for 1, 2, ... degrees of freedom; beyond the last one, that of the normal law.
-T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13)
-NORMAL_QUANTILE = 1.96
+TAILS = ("step_p90_s", "step_p99_s")
+# Quantiles of Student's t at 99.5 %, for 1, 2, ... degrees of freedom; beyond the last one, that of the normal law.
+T_QUANTILES = (63.66, 9.92, 5.84, 4.60, 4.03, 3.71, 3.50, 3.36, 3.25, 3.17, 3.11, 3.05, 3.01, 2.98, 2.95)
+NORMAL_QUANTILE = 2.58
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Difference:
         before: median of the first result.
         after: median of the second.
         change: relative, positive where the number grew.
-        noise: half of the change's 95 % interval; None where one process each is all there is.
+        noise: half of the change's 99 % interval; None where one process each is all there is.
     """
 
     cell: str
@@ -51,8 +53,8 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """``"better"``, ``"worse"``, or empty where the change is noise."""
-        if self.noise is None or abs(self.change) <= max(THRESHOLD, self.noise):
+        """``"better"``, ``"worse"``, or empty where the change is noise, or the metric is not judged."""
+        if self.metric.key in TAILS or self.noise is None or abs(self.change) <= max(THRESHOLD, self.noise):
             return ""
         return "better" if (self.change > 0) is bool(self.metric.more_is_better) else "worse"
 
@@ -91,22 +93,18 @@ def differences(before: Result, after: Result) -> list[Difference]:
 def relative_change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float | None]:
     """The change from ``before`` to ``after`` and its noise, both relative; one value for each process.
 
-    Welch's interval of the difference of mean logarithms, with the Welch-Satterthwaite degrees of freedom.
+    The interval of the difference of mean logarithms, both groups taken to scatter equally.
     """
     if min(*before, *after) <= 0:
         return (0.0, 0.0) if list(before) == list(after) else (math.inf, None)
-    old, new = ([math.log(value) for value in values] for values in (before, after))
-    difference = statistics.fmean(new) - statistics.fmean(old)
-    if max(map(len, (old, new))) == 1:
+    groups = [[math.log(value) for value in values] for values in (before, after)]
+    means = [statistics.fmean(values) for values in groups]
+    difference = means[1] - means[0]
+    squares = sum((value - mean) ** 2 for values, mean in zip(groups, means, strict=True) for value in values)
+    freedom = len(before) + len(after) - 2
+    if freedom == 0:
         return math.expm1(difference), 0.0 if abs(difference) < EXACT else None
-    shares = [statistics.variance(values) / len(values) for values in (old, new) if len(values) > 1]
-    if len(shares) == 1:  # the lonely value is taken to scatter like the others
-        shares.append(shares[0] * max(len(old), len(new)))
-    error = math.sqrt(sum(shares))
-    if error < EXACT:
-        return math.expm1(difference), 0.0
-    degrees = [max(1, len(values) - 1) for values in (old, new)]
-    freedom = error**4 / sum(share**2 / degree for share, degree in zip(shares, degrees, strict=True))
+    error = math.sqrt(squares / freedom * (1 / len(before) + 1 / len(after)))
     return math.expm1(difference), math.expm1(_t_quantile(freedom) * error)
 
 
@@ -154,7 +152,5 @@ def _name(cell: Cell) -> str:
     return f"{cell.subject} ({work}, {cell.workload.device})"
 
 
-def _t_quantile(freedom: float) -> float:
-    """At 97.5 %; between two tabled degrees of freedom that of the smaller one, which is the larger quantile."""
-    index = int(freedom + EXACT) - 1
-    return T_QUANTILES[max(0, index)] if index < len(T_QUANTILES) else NORMAL_QUANTILE
+def _t_quantile(freedom: int) -> float:
+    return T_QUANTILES[freedom - 1] if freedom <= len(T_QUANTILES) else NORMAL_QUANTILE

@@ -20,7 +20,7 @@ Point = tuple[float, float]
 
 SIZE, DPI = (7.5, 4.5), 150
 SAME = 1e-7  # a divergence that is rounding; drawn near 0
-MARKERS = "osD^vPX*<>"
+MARKERS = "osD^vPX*<>p"  # one more than there are colours, so that no two lines look alike
 NAMES = {"prompt": "prompt", "threads": "threads", "batch": "batch", "beams": "beams", "answer": "answer"}
 
 

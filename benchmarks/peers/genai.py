@@ -17,6 +17,7 @@ from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
 from cpmbee.bench.plan import Subject
 
 BITS = {"int4": 4, "int8": 8}
+HEAD_MULTIPLE = 16  # of the width of a head, which GroupQueryAttention insists on
 CACHE_NUMBER_BYTES = 4  # fp32
 
 
@@ -27,8 +28,8 @@ class OnnxRuntimeGenai(Peer):
     is_llama = True
     about = (
         "onnxruntime-genai on a Llama as large; the graph that its model builder writes (MatMulNBits in blocks of 32 "
-        "with int8 activations, head of 8 bits, GroupQueryAttention, logits of the last token only); greedy, the end "
-        "token forbidden by the minimal length"
+        "with int8 activations, head of 8 bits, GroupQueryAttention with heads a multiple of 16 wide, logits of the "
+        "last token only); greedy, the end token forbidden by the minimal length"
     )
 
     def prepare(self, target: Target, scratch: Path) -> Subject:
@@ -37,7 +38,7 @@ class OnnxRuntimeGenai(Peer):
         require("onnx", '"cpmbee[export]"')
         from cpmbee.bench.peers.genai_model import write_model
 
-        ours, shape = target.subject, target.shape
+        ours, shape = target.subject, target.shape.with_heads_of(HEAD_MULTIPLE)
         if ours.precision not in BITS:
             raise UnavailableError("stands beside int4 and int8")
         folder = scratch / f"{ours.label}-genai"

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from cpmbee.bench.peers.protocol import LlamaShape
+from cpmbee.bench.peers.protocol import BLOCK, LlamaShape, UnavailableError
 
-BLOCK = 32  # weights that share a scale; what the model builder takes unless told otherwise
 HEAD_BITS = 8
 DEVIATION = {4: 4.6, 8: 73.9}  # of evenly drawn quants
 ALIGNMENT = 4096
@@ -91,9 +90,12 @@ def write_model(shape: LlamaShape, bits: int, folder: Path) -> None:
         shape: of the model.
         bits: of the layers' matrices.
         folder: to make.
+
+    Raises:
+        UnavailableError: rows of a matrix are not made of whole blocks.
     """
     if any(columns % BLOCK for _, columns in shape.layer_matrices.values()):
-        raise ValueError(f"widths must be multiples of {BLOCK}")
+        raise UnavailableError(f"needs widths that are multiples of {BLOCK}")
     folder.mkdir(parents=True)
     with (folder / "model.onnx.data").open("wb") as file:
         model = _model(shape, bits, _Writer(file, "model.onnx.data"))

@@ -20,7 +20,7 @@ import numpy as np
 
 from cpmbee.bench.cell import CellSpec, Sample, main
 from cpmbee.bench.peers import gguf
-from cpmbee.bench.peers.protocol import LlamaShape, Peer, Target, UnavailableError
+from cpmbee.bench.peers.protocol import BLOCK, LlamaShape, Peer, Target, UnavailableError
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.bench.processes import Memory, run_command
 
@@ -59,8 +59,8 @@ class LlamaCpp(Peer):
         ours, shape = target.subject, target.shape
         if ours.precision not in KINDS:
             raise UnavailableError(f"has no counterpart of {ours.precision}")
-        if shape.hidden % 32 or shape.attention % 32 or shape.ff % 32:
-            raise UnavailableError("needs widths that are multiples of 32")
+        if any(columns % BLOCK for _, columns in shape.layer_matrices.values()):
+            raise UnavailableError(f"needs widths that are multiples of {BLOCK}")
         path = scratch / f"{ours.label}.gguf"
         if not path.exists():
             partial = path.with_suffix(".partial")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpmbee.bench.cost import Operations
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.config import ModelConfig
+
+BLOCK = 32  # numbers that share a scale in the formats of peers; widths are made of whole blocks
 
 
 class UnavailableError(Exception):
@@ -79,8 +82,8 @@ class LlamaShape:
     """A Llama with as many weights as one of our models, for engines that have no CPM-Bee.
 
     It has our hidden size, feed-forward width, width of a head and vocabulary (tied to the output head, as ours is), a
-    layer for each feed-forward block, and as many heads as make the number of weights about equal. Its matrices then
-    have the shapes of ours.
+    layer for each feed-forward block, and as many heads as make the number of weights equal, to a percent or two. Its
+    matrices then have the shapes of ours.
     """
 
     hidden: int
@@ -95,7 +98,9 @@ class LlamaShape:
     def like(cls, config: ModelConfig) -> LlamaShape:
         """The shape for a configuration of ours."""
         layers = len(config.ffn_layers)
-        heads = max(1, round(config.num_attention_heads * len(config.attention_layers) / layers))
+        whole = BLOCK // math.gcd(BLOCK, config.dim_head)  # heads whose width is made of whole blocks
+        heads = config.num_attention_heads * len(config.attention_layers) / layers
+        heads = whole * max(1, round(heads / whole))
         return cls(config.hidden_size, layers, heads, config.dim_head, config.dim_ff, config.vocab_size, config.eps)
 
     @property
@@ -115,6 +120,12 @@ class LlamaShape:
             "up": (self.ff, self.hidden),
             "down": (self.hidden, self.ff),
         }
+
+    def with_heads_of(self, multiple: int) -> LlamaShape:
+        """The same widths, divided into the smallest heads that are no smaller and a multiple of ``multiple`` wide."""
+        widths = range(-(-self.dim_head // multiple) * multiple, self.attention + 1, multiple)
+        dim_head = next((width for width in widths if self.attention % width == 0), self.dim_head)
+        return replace(self, dim_head=dim_head, heads=self.attention // dim_head)
 
     @property
     def parameters(self) -> int:

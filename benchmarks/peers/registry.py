@@ -47,7 +47,7 @@ def prepare(names: Sequence[str], targets: Sequence[Target], scratch: Path, resu
             seen.add(key)
             try:
                 subjects.append(peer.prepare(target, scratch))
-            except UnavailableError as reason:
+            except (UnavailableError, OSError, ValueError, RuntimeError) as reason:  # the run goes on without it
                 reasons[target.subject.label] = str(reason)
         if len(reasons) < len(seen):
             result.notes[name] = peer.about

@@ -35,7 +35,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Target:
 def test_llamas_are_as_large(size: str) -> None:
     config = published_config(size)
     shape = LlamaShape.like(config)
-    assert shape.parameters == pytest.approx(num_parameters(config), rel=0.01)
+    assert shape.parameters == pytest.approx(num_parameters(config), rel=0.02)
     assert (shape.hidden, shape.ff, shape.vocab) == (4096, config.dim_ff, 86_583)
 
 
