@@ -12,9 +12,8 @@ from typing import Any
 
 import onnx
 import onnx.inliner
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnx import helper
+from onnx import TensorProto, helper
 
 from cpmbee.export.builder import CONTRIB
 from cpmbee.export.dequantized import external_tensors
@@ -38,18 +37,14 @@ class ExactModel(PiecewiseModel):
         model = onnx.load(model_file, load_external_data=False)
         super().__init__(model, external_tensors(model_file), use_native=False)
 
-    def _options(self) -> ort.SessionOptions:
-        options = super()._options()
-        options.add_session_config_entry("session.disable_prepacking", "1")  # would copy every matrix
-        return options
-
     def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
         inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, QUANTIZED_LINEAR)], exclude=True)
         for node in inlined.graph.node:
             if (node.domain, node.op_type) == (DOMAIN, QUANTIZED_LINEAR):
                 value, packed, scales = node.input
                 matrix = f"{packed}/fp32"
-                weights[matrix] = _dequantized(node, weights[packed], weights[scales])
+                self._fed[matrix] = _dequantized(node, weights[packed], weights[scales])  # the runtime copies weights
+                inlined.graph.input.append(helper.make_tensor_value_info(matrix, TensorProto.FLOAT, [None, None]))
                 node.CopyFrom(helper.make_node("FusedMatMul", [value, matrix], node.output, domain=CONTRIB, transB=1))
         read = {name for node in inlined.graph.node for name in node.input}
         return inlined, {name: array for name, array in weights.items() if name in read}

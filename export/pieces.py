@@ -86,7 +86,8 @@ class PiecewiseModel:
         self._model = model
         self._weights = weights
         self._use_native = use_native
-        self._values: dict[str, ort.OrtValue] = {}  # weights that a session uses where they are
+        self._values: dict[str, ort.OrtValue] = {}  # weights of the piece at hand
+        self._fed: dict[str, Array] = {}  # others of its weights, which each call brings
         self._declared: dict[str, onnx.ValueInfoProto] = {value.name: value for value in model.graph.input}
         self._constants = [tensor for tensor in model.graph.initializer if tensor.name not in weights]
         self._pieces = cut(model.graph, {name: array.nbytes for name, array in weights.items()}, PIECE_BYTES)
@@ -97,12 +98,13 @@ class PiecewiseModel:
         calls: list[dict[str, Array]] = [dict(call._asdict()) for call in inputs]
         for number, piece in enumerate(self._pieces):
             session = None  # before the next one takes memory
+            self._values, self._fed = {}, {}
             session = self._session(piece, calls[0])
             caches = self._caches(piece, rows)
             later = {name for after in self._pieces[number + 1 :] for name in after.inputs}
             for call in calls:
                 feeds = {name: caches[name] if name in caches else call[name] for name in piece.inputs}
-                made = dict(zip(piece.outputs, session.run(list(piece.outputs), feeds), strict=True))
+                made = dict(zip(piece.outputs, session.run(list(piece.outputs), {**feeds, **self._fed}), strict=True))
                 caches = {name: made.pop(f"present_{name}") for name in caches}
                 call.update(made)
                 if OUTPUT in made:
@@ -125,7 +127,6 @@ class PiecewiseModel:
             functions=self._model.functions,
             ir_version=self._model.ir_version,
         )
-        self._values.clear()
         model, weights = self._prepared(model, {name: self._weights[name] for name in piece.weights})
         model.graph.initializer.extend(_placeholder(name, array) for name, array in weights.items())
         self._values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in weights.items()}
