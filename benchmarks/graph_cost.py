@@ -14,7 +14,7 @@ from cpmbee.config import ModelConfig
 
 LOOKUPS = ("Gather", "QuantizedEmbedding")  # read some rows of a table, not all of it
 HEAD = "head"  # nodes whose names begin so see one token of each sequence
-NUMBER_BYTES = {
+NUMBER_BYTES: dict[int, int] = {
     TensorProto.FLOAT: 4,
     TensorProto.FLOAT16: 2,
     TensorProto.BFLOAT16: 2,

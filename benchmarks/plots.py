@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def _series(result: Result, name: str, key: str) -> dict[str, list[Point]]:
     for cell in result.cells:
         summary = summarize(result, cell).get(key)
         if summary is not None:
-            others = replace(cell.workload, **{name: 0})
+            others = Workload(**{**asdict(cell.workload), name: 0})
             value = float(getattr(cell.workload, name))
             found[cell.subject, others].append((value, summary.median / metric.scale))
     found = {where: points for where, points in found.items() if len({x for x, _ in points}) > 1}

@@ -43,7 +43,10 @@ PEERS_OF = {
     "int8": ("matmulnbits", "dynamic-quantize", "llama.cpp", "ctranslate2", "onnxruntime-genai"),
     "int4": ("matmulnbits", "llama.cpp", "onnxruntime-genai"),
 }
-WIDE = ("int8", "int4")  # whose long prompts are measured with peers as well; others take minutes for them
+WIDE: tuple[Precision, ...] = ("int8", "int4")  # measured with long prompts, too; others take minutes for them
+    "int8",
+    "int4",
+)  # whose long prompts are measured with peers as well; others take minutes for them
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,8 @@ def _proto(shape: LlamaShape, writer: _Writer) -> ModelProto:
     outputs = [helper.make_tensor_value_info("logits", numbers, ["B", 1, shape.vocab])]
     for i in range(shape.layers):
         for kind in ("key", "value"):
-            before, after = ["B", shape.heads, "P", shape.dim_head], ["B", shape.heads, "T", shape.dim_head]
+            before: list[str | int | None] = ["B", shape.heads, "P", shape.dim_head]
+            after: list[str | int | None] = ["B", shape.heads, "T", shape.dim_head]
             inputs.append(helper.make_tensor_value_info(f"past_key_values.{i}.{kind}", numbers, before))
             outputs.append(helper.make_tensor_value_info(f"present.{i}.{kind}", numbers, after))
     graph = helper.make_graph(writer.nodes, "llama", inputs, outputs, writer.tensors)
