@@ -44,9 +44,6 @@ PEERS_OF = {
     "int4": ("matmulnbits", "llama.cpp", "onnxruntime-genai"),
 }
 WIDE: tuple[Precision, ...] = ("int8", "int4")  # measured with long prompts, too; others take minutes for them
-    "int8",
-    "int4",
-)  # whose long prompts are measured with peers as well; others take minutes for them
 
 
 @dataclass(frozen=True)
