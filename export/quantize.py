@@ -33,7 +33,7 @@ METHODS: tuple[Method, ...] = ("nearest", "search")
 DEFAULT_BLOCK_SIZE = 64
 DEFAULT_HEAD_BITS = 8  # of int4 models, too: the head costs little and decides every token
 PANEL_BYTES = 1 << 20  # of fp32 rows that are quantized at a time
-CORRECTED_PANEL_BYTES = 8 << 20  # where corrections are products with all inputs' moments
+CORRECTED_PANEL_BYTES = 32 << 20  # where corrections are products with all inputs' moments
 
 # Candidates for the number that a block's extreme becomes (`plain_quantize.quantize`). The first is round-to-nearest;
 # the others were picked greedily for normal and heavy-tailed weights in blocks of 32, 64 and 128. At 4 bits a little
