@@ -9,15 +9,12 @@ pictures made of all of them go to ``benchmarks/results/table`` (or ``--out``).
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from cpmbee.bench import plots
 from cpmbee.bench.checks import check_workloads, open_subjects
@@ -33,10 +30,8 @@ from cpmbee.export.quantize import Method
 from cpmbee.export.weights import PRECISIONS, Precision
 from cpmbee.machine import physical_cores
 from cpmbee.progress import ProgressBar
-from cpmbee.train import numerals
 
 DEMO = "demo"
-QUALITY_REQUESTS = 200
 PEERS_OF = {
     "fp32": ("functions", "torch", "torch-compiled"),
     "fp16": ("functions", "torch-bf16", "llama.cpp"),
@@ -56,9 +51,12 @@ class Group:
         peers: beside them.
         prompts: tokens that are read.
         answer: tokens that are written.
+        batches: requests that run together.
+        beams: of the search.
         threads: all cores where none is named.
         rounds: processes for each cell.
         profile: whether our folders are profiled.
+        topic: what is varied, where that is not the precision; has a table of its own.
     """
 
     size: str
@@ -66,16 +64,23 @@ class Group:
     peers: tuple[str, ...]
     prompts: tuple[int, ...]
     answer: int = 16
+    batches: tuple[int, ...] = (1,)
+    beams: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = ()
     rounds: int = 2
     profile: bool = False
+    topic: str = ""
+
+    @property
+    def table(self) -> str:
+        """The table its rows are part of."""
+        return f"{self.size}-{self.topic}" if self.topic else self.size
 
     @property
     def name(self) -> str:
         """Of its result."""
-        return "-".join([self.size, *(self.precisions if len(self.precisions) < len(PRECISIONS) else ["all"])]) + (
-            "-threads" if self.threads else ""
-        )
+        precisions = self.precisions if len(self.precisions) < len(PRECISIONS) else ["all"]
+        return "-".join([self.size, *precisions, *([self.topic] if self.topic else [])])
 
 
 def groups() -> Iterator[Group]:
@@ -93,8 +98,12 @@ def groups() -> Iterator[Group]:
                 rounds=3 if wide else 2,
                 profile=precision == "int4",
             )
+            if size == "2b" and wide:
+                yield Group(size, (precision,), ("matmulnbits",), (64,), batches=(1, 8), topic="batch")
+                yield Group(size, (precision,), ("matmulnbits",), (64,), beams=(1, 3), topic="beams")
         if size == "1b":
-            yield Group(size, WIDE, (), (128, 512, 2048), threads=tuple(range(1, physical_cores() + 1)))
+            every_number = tuple(range(1, physical_cores() + 1))
+            yield Group(size, WIDE, (), (128, 512, 2048), threads=every_number, topic="threads")
 
 
 def main() -> None:
@@ -141,19 +150,15 @@ def measure(group: Group, scratch: Path, attempts: int, *, keep: bool) -> Result
             export(checkpoint, folder, precision, method=method, verify=False)
             made.append(folder)
         folders.append(folder)
-    requests = None
-    if group.size == DEMO:
-        requests = scratch / "held-out.jsonl"
-        write_requests(requests)
     threads = group.threads or (physical_cores(),)
     settings = Settings(
-        sweep=Sweep(group.prompts, (group.answer,), (1,), (1,), threads, ("cpu",)),
+        sweep=Sweep(group.prompts, (group.answer,), group.batches, group.beams, threads, ("cpu",)),
         peers=group.peers,
         rounds=group.rounds,
         repetitions=2,
         attempts=attempts,
         checkpoint=checkpoint,
-        requests=requests,
+        requests=checkpoint / "requests.jsonl" if group.size == DEMO else None,
         profile=group.profile,
     )
     found = open_subjects(folders)
@@ -184,33 +189,25 @@ def make_checkpoint(size: str, scratch: Path) -> Path:
     return folder
 
 
-def write_requests(path: Path) -> None:
-    """Held-out requests of the demo model's task, with their answers."""
-    examples = numerals.held_out_examples(np.random.default_rng(2026), QUALITY_REQUESTS // 2)
-    lines = [json.dumps(dict(example.solved), ensure_ascii=False) for example in examples]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
 def write_table(out: Path) -> None:
-    """Table, sheet and pictures of each size, from all results in ``out``."""
-    sizes: dict[str, Result] = {}
+    """Table, sheet and pictures of each kind, from all results in ``out``."""
+    tables: dict[str, Result] = {}
     for group in groups():
         path = out / f"{group.name}.json"
         if not path.exists():
             continue
         result = Result.read(path)
-        name = f"{group.size}-threads" if group.threads else group.size
-        if name in sizes:
-            sizes[name].include(result)
+        if group.table in tables:
+            tables[group.table].include(result)
         else:
-            sizes[name] = result
-    for name, result in sizes.items():
+            tables[group.table] = result
+    for name, result in tables.items():
         (out / f"{name}.md").write_text(markdown(result), encoding="utf-8")
         (out / f"{name}.csv").write_text(csv_text(result), encoding="utf-8")
         pictures = out / f"{name}-plots"
         pictures.mkdir(exist_ok=True)
         plots.draw(result, pictures)
-    print(f"tables in {out}: {', '.join(f'{name}.md' for name in sizes)}")
+    print(f"tables in {out}: {', '.join(f'{name}.md' for name in tables)}")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ _ALL: tuple[Peer, ...] = (
     Functions(),
     MatMulNBits(),
     DynamicQuantize(),
-    DynamicQuantize(),
     TorchReference("torch", "fp32"),
     TorchReference("torch-compiled", "fp32", compiled=True),
     TorchReference("torch-bf16", "bf16"),
