@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from cpmbee.bench.ccpm_data import CcpmRecord, read_records, split, vocabulary
+from cpmbee.bench.ccpm_data import CcpmRecord, read_records, split, unseen, vocabulary
 from cpmbee.bench.ccpm_plot import plot
 from cpmbee.bench.ccpm_samples import CcpmBatches
 from cpmbee.bench.ccpm_start import init_model, model_config
@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="of the run")
     parser.add_argument("--data", type=Path, default=SHARED / "data" / "ccpm", help="folder of train and eval.jsonl")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--lookup-steps", type=int, default=450, help="until which look-ups are mixed in")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -72,10 +72,16 @@ def main() -> None:
     trained = train(model, tokenizer, training, held_out, arguments)
     seconds, cpu_seconds = time.perf_counter() - started[0], time.process_time() - started[1]
     evaluation = read_records(arguments.data / "eval.jsonl")
+    new = unseen(evaluation, training)
     overlap, word_for_word = overlap_scorer(training), table.scorer()
     results = {
         "commit": measured_commit,
-        "records": {"training": len(training), "held out": len(held_out), "evaluation": len(evaluation)},
+        "records": {
+            "training": len(training),
+            "held out": len(held_out),
+            "evaluation": len(evaluation),
+            "unseen": len(new),
+        },
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "options": {key: value for key, value in vars(arguments).items() if not isinstance(value, Path)},
         **trained,
@@ -85,6 +91,7 @@ def main() -> None:
             for name, score in (("character overlap", overlap), ("translation table", word_for_word))
         },
         "held_out": metrics(Engine(TorchBackend(model), tokenizer), held_out),
+        "unseen": metrics(Engine(TorchBackend(model), tokenizer), new),
         "evaluation": measured(model, tokens, evaluation, arguments.folder),
     }
     for name, found in results["evaluation"].items():

@@ -95,6 +95,12 @@ def split(records: Sequence[CcpmRecord], held_out: int, seed: int) -> tuple[list
     return [r for r in records if r.text not in chosen], [r for r in records if r.text in chosen][:held_out]
 
 
+def unseen(records: Sequence[CcpmRecord], training: Sequence[CcpmRecord]) -> list[CcpmRecord]:
+    """The records of which neither the text nor the right line is one of the training records'."""
+    texts, answers = {record.text for record in training}, {record.answer for record in training}
+    return [record for record in records if record.text not in texts and record.answer not in answers]
+
+
 def vocabulary(records: Iterable[CcpmRecord]) -> list[str]:
     """Tokens in id order: specials, keys of requests, and every character of the records."""
     characters = {char for record in records for text in (record.text, *record.lines) for char in text}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cpmbee.bench.ccpm_data import CcpmRecord, read_records, split, vocabulary
+from cpmbee.bench.ccpm_data import CcpmRecord, read_records, split, unseen, vocabulary
 from cpmbee.bench.ccpm_plot import plot
 from cpmbee.bench.ccpm_samples import CcpmBatches, lookup, varied
 from cpmbee.bench.ccpm_start import init_model, model_config
@@ -63,6 +63,13 @@ def test_held_out_texts_are_never_trained_on() -> None:
     training, held_out = split(records, 10, seed=0)
     assert len(held_out) == 10
     assert not {r.text for r in training} & {r.text for r in held_out}
+
+
+def test_unseen_records_share_neither_text_nor_answer() -> None:
+    other = ("山", "水", "云", "月")
+    known = [CcpmRecord("天", LINES, 0)]
+    records = [CcpmRecord("天", other, 0), CcpmRecord("地", LINES, 0), CcpmRecord("地", LINES, 1)]
+    assert unseen(records, known) == [records[2]]
 
 
 def test_variations_keep_the_right_line_and_mask_a_share() -> None:
