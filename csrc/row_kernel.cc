@@ -13,6 +13,7 @@ constexpr int64_t kTinyWork = 1 << 15;  // values that take less time than wakin
 
 template <class F>
 void for_each_row(int64_t rows, int64_t width, const Executor& executor, F&& body) {
+  if (width == 0) return;  // however many rows a hostile shape claims
   if (rows * width <= kTinyWork) {
     for (int64_t row = 0; row < rows; ++row) body(row);
     return;
@@ -44,8 +45,8 @@ void gate_rows(const float* both, int64_t rows, int64_t width, float* result, co
   });
 }
 
-void norm_rows(const float* stream, const float* addend, const float* weight, int64_t rows, int64_t width, float epsilon,
-              float* sum, float* normed, const RowKernels& kernels, const Executor& executor) {
+void norm_rows(const float* stream, const float* addend, const float* weight, int64_t rows, int64_t width,
+               float epsilon, float* sum, float* normed, const RowKernels& kernels, const Executor& executor) {
   for_each_row(rows, width, executor, [&](int64_t row) {
     const int64_t begin = row * width;
     const float* added = addend == nullptr ? nullptr : addend + begin;
@@ -55,7 +56,7 @@ void norm_rows(const float* stream, const float* addend, const float* weight, in
 }
 
 void rotate_rows(const Rotation& rotation, const float* values, const int32_t* subscripts, int64_t rows, float* result,
-            const RowKernels& kernels, const Executor& executor) {
+                 const RowKernels& kernels, const Executor& executor) {
   constexpr float kMostReducible = 1 << 16;  // beyond, the vector kernels' phases would lose accuracy
   const int64_t width = 2 * rotation.pairs;
   for_each_row(rows, width, executor, [&](int64_t row) {

@@ -12,7 +12,7 @@ namespace cpmbee {
 
 // How the rows of `SubscriptRotation` turn.
 struct Rotation {
-  const float* frequencies = nullptr;  // (pairs)
+  const float* frequencies = nullptr;  // (pairs), none above 1
   int64_t pairs = 0;                   // half of a row's width: entry i turns with entry pairs + i
   float distance_scale = 1.0f;
   bool half_phases = false;  // positions and phases are rounded to half precision, as in training
@@ -43,11 +43,11 @@ void gate_rows(const float* both, int64_t rows, int64_t width, float* result, co
                const Executor& executor);
 
 // All but `weight` (width) are (rows, width); `addend` and `sum` are null, or neither is.
-void norm_rows(const float* stream, const float* addend, const float* weight, int64_t rows, int64_t width, float epsilon,
-              float* sum, float* normed, const RowKernels& kernels, const Executor& executor);
+void norm_rows(const float* stream, const float* addend, const float* weight, int64_t rows, int64_t width,
+               float epsilon, float* sum, float* normed, const RowKernels& kernels, const Executor& executor);
 
 // Turns row r of `values` (rows, 2 * pairs) by the phases of subscripts[r].
 void rotate_rows(const Rotation& rotation, const float* values, const int32_t* subscripts, int64_t rows, float* result,
-            const RowKernels& kernels, const Executor& executor);
+                 const RowKernels& kernels, const Executor& executor);
 
 }  // namespace cpmbee

@@ -1,8 +1,11 @@
-// SubscriptRotation(rows float32 [..., 2*P], subscripts int32 [...], frequencies float32 [P]) -> rotated [..., 2*P]
+// SubscriptRotation(rows float32 [..., 2*P], subscripts int32 [...], frequencies float32 [P])
+//     -> rotated float32 [..., 2*P]
 //
 //   phase = subscript * distance_scale * frequency
 //   rotated[:P] = rows[:P] * cos(phase) - rows[P:] * sin(phase)
 //   rotated[P:] = rows[P:] * cos(phase) + rows[:P] * sin(phase)
+//
+// Frequencies are at most 1: larger ones turn by phases that are less exact.
 //
 // Attributes: distance_scale, half_phases (0 or 1: round subscript * distance_scale and phase to half precision).
 
@@ -35,7 +38,7 @@ class SubscriptRotation final : public Kernel {
     require_shape(kName, "rows", rows, dims, "[subscripts..., 2*P]");
     const Tensor rotated = context.output(0, dims);
     rotate_rows(rotation, rows.as<float>(), subscripts.as<int32_t>(), rows.rows(), rotated.as<float>(),
-           row_kernels(active_isa()), SessionThreads(context));
+                row_kernels(active_isa()), SessionThreads(context));
   }
 
  private:

@@ -143,6 +143,51 @@ def test_rows_do_not_depend_on_threads() -> None:
 
 
 @requires_native
+def test_rows_of_no_width_take_no_time() -> None:
+    many = np.zeros((2**40, 0), np.float32)
+    none = np.zeros(0, np.float32)
+    (gated,) = run("avx512", "GatedGelu", row_functions.gated_gelu(), {"both": many})
+    (normed,) = run("avx512", "RMSNorm", row_functions.rms_norm(), {"x": many, "weight": none}, epsilon=1e-6)
+    assert gated.shape == normed.shape == many.shape
+
+
+@requires_native
+@pytest.mark.parametrize(
+    ("op", "inputs", "attributes"),
+    [
+        ("GatedGelu", {"both": ()}, {}),
+        ("RMSNorm", {"x": (), "weight": (1,)}, {"epsilon": 1e-6}),
+        ("RMSNorm", {"x": (3, 1), "weight": (1, 1)}, {"epsilon": 1e-6}),
+        ("RMSNorm", {"x": (3, 2), "weight": (2,)}, {}),
+        ("RMSNorm", {"x": (3, 2), "weight": (2,)}, {"epsilon": 1}),
+        ("AddRMSNorm", {"stream": (2, 4), "addend": (4,), "weight": (4,)}, {"epsilon": 1e-6}),
+        ("AddRMSNorm", {"stream": (), "addend": (), "weight": ()}, {"epsilon": 1e-6}),
+        ("SubscriptRotation", {"rows": (), "subs": (2,), "frequencies": (0,)}, {"half_phases": 0}),
+        ("SubscriptRotation", {"rows": (2, 4), "subs": (2,), "frequencies": (2, 1)}, {"half_phases": 0}),
+        ("SubscriptRotation", {"rows": (2, 4), "subs": (3,), "frequencies": (2,)}, {"half_phases": 0}),
+        ("SubscriptRotation", {"rows": (2, 4), "subs": (2,), "frequencies": (2,)}, {}),
+    ],
+)
+def test_hostile_shapes_and_attributes_are_refused(
+    op: str, inputs: dict[str, tuple[int, ...]], attributes: dict[str, Any]
+) -> None:
+    types = {name: np.int32 if name == "subs" else np.float32 for name in inputs}
+    arrays: Arrays = {name: np.ones(shape, types[name]) for name, shape in inputs.items()}
+    if op == "SubscriptRotation":
+        attributes = {**attributes, "distance_scale": 1.0}
+    outputs = 2 if op == "AddRMSNorm" else 1
+    names = [f"y{i}" for i in range(outputs)]
+    node = helper.make_node(op, list(arrays), names, domain=functions.DOMAIN, **attributes)
+    values = [helper.make_tensor_value_info(name, TYPES[array.dtype], None) for name, array in arrays.items()]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(functions.DOMAIN, functions.DOMAIN_VERSION)]
+    graph = helper.make_graph([node], "hostile", values, results)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    with pytest.raises(Exception, match=f"{op}: |[Aa]ttribute"):
+        open_session(model.SerializeToString(), use_native=True).run(None, arrays)
+
+
+@requires_native
 def test_wrong_inputs_are_refused() -> None:
     def ones(*shape: int) -> npt.NDArray[np.float32]:
         return np.ones(shape, np.float32)
