@@ -15,7 +15,7 @@ from cpmbee.errors import CpmBeeError, DataError
 from cpmbee.json_file import NOT_JSON
 from cpmbee.train.data.markup import check_record, escape_leaves
 from cpmbee.train.data.opening import is_dataset, open_dataset
-from cpmbee.train.data.records import RecordSet, count_characters
+from cpmbee.train.data.records import RecordSet, count_characters, parse_record
 from cpmbee.train.data.text import clean_text, split_text
 from cpmbee.train.data.writer import DEFAULT_SHARD_BYTES, MAX_RECORD_BYTES, new_dataset, to_payload
 
@@ -235,12 +235,13 @@ def _parsed(lines: Iterable[str], source: Path, counts: _Counts, escape: bool, s
 def _old_records(old: RecordSet, counts: _Counts, escape: bool, skip_bad: bool) -> Iterator[Payload]:
     for index in range(len(old)):
         counts.lines += 1
-        payload = old.payload(index)
-        counts.bytes_read += len(payload)
+        where = f"{old.name}, record {index}"
         try:
-            yield _checked(old.read(index), escape)
+            payload = old.payload(index)
+            counts.bytes_read += len(payload)
+            yield _checked(parse_record(payload, where), escape)
         except CpmBeeError as error:
-            _bad(counts, Path(old.name), str(error), skip_bad, "record", index)
+            _bad(counts, Path(old.name), str(error).removeprefix(f"{where}: "), skip_bad, "record", index)
 
 
 def _checked(record: Any, escape: bool) -> Payload:

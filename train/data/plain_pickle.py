@@ -1,8 +1,8 @@
 """Reading pickles of plain data without running them: dicts, lists, strings, numbers, booleans, None, and nothing else.
 
 Pickle is a program for a stack machine that may import and call whatever it likes. This is that machine with the few
-instructions that build plain data; any other is refused by name. A container may be used once, so that a small record
-cannot unfold into a huge one.
+instructions that build plain data; any other is refused by name. A container may be used once, and what is used again of
+texts is limited, so that a small record cannot unfold into a huge one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 from cpmbee.errors import DataError
 
 PROTOCOL_MARK = 0x80  # first byte of a pickle of protocol 2 or newer; never that of JSON
+MAX_REPEATED = 64 << 20  # characters of texts that a pickle holds once and uses again
 
 _NAMES = {opcode.code: opcode.name for opcode in pickletools.opcodes}
 _MARK = object()
@@ -63,6 +64,7 @@ class _Machine:
         self.position = 0
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}
+        self._repeated = 0  # characters
 
     def run(self) -> Any:
         """Run to the end; what is left on the stack."""
@@ -91,6 +93,9 @@ class _Machine:
             value = self._memo[self._number(_GET[code])]
             if isinstance(value, (dict, list)):
                 raise DataError("pickle uses one list or dict twice; only plain data is read")
+            self._repeated += len(value) if isinstance(value, str) else 0
+            if self._repeated > MAX_REPEATED:
+                raise DataError(f"pickle repeats texts to more than {MAX_REPEATED} characters")
             stack.append(value)
         elif code == _FRAME:
             self._number("<Q")

@@ -72,6 +72,24 @@ def test_anything_else_is_refused_and_does_not_run(
     assert dataset[0] == RECORDS[0]
 
 
+def test_a_pickle_that_repeats_a_long_text_is_refused() -> None:
+    text = "x" * (1 << 20)
+    assert load_plain(pickle.dumps([text] * 3)) == [text] * 3
+    with pytest.raises(DataError, match="pickle repeats texts to more than"):
+        load_plain(pickle.dumps([text] * 100))
+
+
+@pytest.mark.parametrize("bad", [pickled({"a": {1, 2}}), b"nonsense"])
+def test_records_that_cannot_be_read_are_named_once_or_left_out(tmp_path: Path, bad: bytes) -> None:
+    old = write_legacy(tmp_path / "old", [[PAYLOADS[0], bad, PAYLOADS[1]]])
+    with pytest.raises(DataError, match=r"old, record 1: (pickle does more|not JSON)[^,]*"):
+        build_dataset(old, tmp_path / "new")
+    report = build_dataset(old, tmp_path / "new", skip_bad=True)
+    assert (report.records, report.bad_lines) == (2, 1)
+    assert report.first_bad is not None
+    assert report.first_bad.count("record 1") == 1
+
+
 def test_a_pickle_that_unfolds_is_refused() -> None:
     value: Any = ["x"]
     for _ in range(40):
