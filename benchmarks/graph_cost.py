@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto
 
 from cpmbee.config import ModelConfig
 
@@ -21,7 +21,6 @@ NUMBER_BYTES: dict[int, int] = {
     TensorProto.UINT8: 1,
     TensorProto.INT8: 1,
 }
-CACHE_NUMBER_BYTES = 4
 
 
 @dataclass
@@ -59,6 +58,7 @@ def costs(model: ModelProto, config: ModelConfig, tokens: int, keys: int, sequen
         sequences: that run together.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    declared = {value.name: value for value in model.graph.input}
     for node in model.graph.node:  # a stored matrix that is read through a conversion
         if node.op_type == "Cast" and node.input[0] in stored:
             stored[node.output[0]] = stored[node.input[0]]
@@ -67,7 +67,7 @@ def costs(model: ModelProto, config: ModelConfig, tokens: int, keys: int, sequen
         cost = found[node.op_type]
         if node.op_type == "BucketedAttention":
             cost.operations += 4.0 * config.attention_dim * tokens * keys * sequences
-            cost.bytes += 2.0 * CACHE_NUMBER_BYTES * config.attention_dim * keys * sequences
+            cost.bytes += float(cache_row_bytes(node, declared)) * keys * sequences
         elif node.op_type not in (*LOOKUPS, "Cast"):
             for tensor in _matrices(node, stored):
                 bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 0)
@@ -78,6 +78,21 @@ def costs(model: ModelProto, config: ModelConfig, tokens: int, keys: int, sequen
                     cost.operations += 2.0 * rows * numbers * (8 / bits if bits else 1)
                 cost.quantized = cost.quantized or bits > 0
     return {op: cost for op, cost in found.items() if cost.bytes or cost.operations}
+
+
+def cache_row_bytes(node: NodeProto, declared: dict[str, ValueInfoProto]) -> int:
+    """Bytes that one token takes in the cache of one layer: a row of every input that the node gives back grown.
+
+    Args:
+        node: attention.
+        declared: the graph's inputs by name.
+    """
+    size = 0
+    for name in node.input:
+        if f"present_{name}" in node.output:
+            tensor = declared[name].type.tensor_type
+            size += NUMBER_BYTES[tensor.elem_type] * math.prod(dim.dim_value for dim in tensor.shape.dim[1:])
+    return size
 
 
 def read_graph(path: str) -> ModelProto:

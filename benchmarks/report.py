@@ -69,6 +69,10 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
     rates = [f"{n} threads {statistics.median(each) / 1e9:.1f} GB/s" for n, each in result.bandwidth.items()]
     if rates:
         lines.append("memory is read by " + ", by ".join(rates))
+        lines.append(
+            "GB/s are those of a decoding step: all weights and the cache rows in use halfway through the answer, read "
+            "once in its mean time"
+        )
     disturbed = max((r.disturbed for cell in result.cells for r in cell.rounds), default=0.0)
     lines.append(f"others took at most {disturbed:.0%} of the machine during a measurement")
     return "\n".join(f"- {line}" for line in lines)

@@ -28,6 +28,7 @@ from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer
 
 BETWEEN, ENGINE = "between", "engine"
+FUSED = {"FusedMatMul": "MatMul"}  # what the runtime makes of a product and a factor after it
 
 Event = dict[str, Any]
 Milliseconds = dict[str, float]
@@ -106,7 +107,8 @@ def by_run(events: list[Event]) -> list[dict[str, Any]]:
         inside = [event for event in nodes if run["ts"] <= event["ts"] < run["ts"] + run["dur"]]
         times: Milliseconds = defaultdict(float)
         for event in inside:
-            times[str(event["args"]["op_name"])] += event["dur"] / 1e3
+            op = str(event["args"]["op_name"])
+            times[FUSED.get(op, op)] += event["dur"] / 1e3
         times[BETWEEN] = run["dur"] / 1e3 - sum(times.values())
         found.append({"times": dict(times), "tokens": num_tokens(inside)})
     return found
