@@ -21,7 +21,7 @@ import numpy as np
 
 from cpmbee import Engine
 from cpmbee.bench.plan import Workload
-from cpmbee.bench.processes import Memory
+from cpmbee.bench.processes import Memory, end_children_on_sigterm
 from cpmbee.folder import open_folder
 from cpmbee.runner import Backend, Runner
 from cpmbee.session import OrtBackend, import_onnxruntime
@@ -83,6 +83,7 @@ class Sample:
 
 def main(measure: Callable[[CellSpec], Sample] | None = None) -> None:
     """Measure what the command line asks for."""
+    end_children_on_sigterm()
     sample = (measure or measure_engine)(CellSpec.from_json(sys.argv[1]))
     if sample.memory is None:
         sample.memory = Memory()

@@ -21,6 +21,7 @@ SAMPLE_SECONDS = 0.05
 QUIET = 0.04  # share of the machine that others may use while a measurement counts as undisturbed
 QUIET_SECONDS = 0.5  # without other processes before a measurement begins
 LONGEST_WAIT = 10.0
+LAST_SECONDS = 2.0  # that an interrupted process gets
 
 T = TypeVar("T")
 
@@ -99,14 +100,28 @@ def run_command(command: Sequence[str], environment: Mapping[str, str] | None = 
                 time.sleep(SAMPLE_SECONDS)
         finally:
             if process.poll() is None:
-                process.kill()
-                process.wait()
+                _end(process)
         seconds = time.perf_counter() - start
         output.seek(0)
         errors.seek(0)
         if process.returncode:
             raise RuntimeError(_why(process.returncode, errors.read().decode(errors="replace")))
         return Outcome(output.read().decode(), seconds, memory)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Give a process a moment to end what it started itself, then end it."""
+    process.terminate()
+    try:
+        process.wait(LAST_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def end_children_on_sigterm() -> None:
+    """Let a polite kill unwind this process, so that what it runs with `run_command` ends as well."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 def _why(code: int, errors: str) -> str:

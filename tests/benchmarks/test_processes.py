@@ -2,9 +2,13 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -12,6 +16,7 @@ from cpmbee.bench.bandwidth import read_bandwidth
 from cpmbee.bench.processes import Memory, run_command, run_module
 from cpmbee.machine import physical_cores
 
+T = TypeVar("T")
 TAKEN = 150 << 20
 HOG = f"import time; taken = bytearray(b'x') * {TAKEN}; time.sleep(0.4)"
 LAUNCHER = (  # a small process in between: a child's accounting begins with the size of whoever started it
@@ -38,6 +43,33 @@ def test_failures_say_why() -> None:
         run_command([sys.executable, "-c", "raise ValueError('no good')"])
     with pytest.raises(RuntimeError, match="lack of memory"):
         run_command([sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_nothing_runs_on_after_an_interruption(tmp_path: Path, number: signal.Signals) -> None:
+    inner = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    middle = (
+        "import sys; from cpmbee.bench.processes import end_children_on_sigterm, run_command\n"
+        f"end_children_on_sigterm(); run_command([sys.executable, '-c', {inner!r}])"
+    )
+    outer = (
+        "import sys; from cpmbee.bench.processes import end_children_on_sigterm, run_command\n"
+        f"end_children_on_sigterm(); run_command([sys.executable, '-c', {middle!r}])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.DEVNULL)
+    pid = wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    process.send_signal(number)  # to it alone, where a terminal would tell all of them
+    process.wait(20)
+    assert wait_for(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def wait_for(found: Callable[[], T]) -> T:
+    for _ in range(400):
+        if value := found():
+            return value
+        time.sleep(0.05)
+    return found()
 
 
 def test_modules_are_not_looked_for_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
