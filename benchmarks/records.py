@@ -91,8 +91,10 @@ class Result:
         return {"format": FORMAT, "schema_version": SCHEMA_VERSION, **asdict(self)}
 
     def write(self, path: Path) -> None:
-        """Keep it as JSON, one sample list a line, so that it can be read and compared by eye, too."""
-        path.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        """Keep it as JSON, all of it or nothing."""
+        partial = path.with_name(f".{path.name}.partial")
+        partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial.replace(path)
 
     def include(self, other: Result) -> None:
         """Take the cells of another run, with all that is said of them; circumstances stay those of this one."""
@@ -121,7 +123,7 @@ class Result:
         if raw.get("schema_version") != SCHEMA_VERSION:
             raise ConfigError(f"{path}: schema version {raw.get('schema_version')!r}, expected {SCHEMA_VERSION}")
         try:
-            return cls(
+            result = cls(
                 about=raw["about"],
                 bandwidth={int(threads): rates for threads, rates in raw["bandwidth"].items()},
                 subjects=raw["subjects"],
@@ -131,8 +133,33 @@ class Result:
                 quality=raw["quality"],
                 profile=raw["profile"],
             )
+            result.require_complete()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path}: incomplete ({type(error).__name__}: {error})") from None
+        return result
+
+    def require_complete(self) -> None:
+        """See that tables can be made of it.
+
+        Raises:
+            KeyError: something is missing.
+            TypeError: something is of another type.
+            ValueError: a bandwidth is none.
+        """
+        _require(self.about, "commit", "machine", "versions", "rounds", "repetitions")
+        _require(self.about["machine"], "cpu", "cores", "vector_instructions")
+        for rates in self.bandwidth.values():
+            if min(rates) <= 0:
+                raise ValueError("memory was not read at all")
+        for cell in self.cells:
+            _require(self.subjects[cell.subject], "engine", "precision", "cache", "parameters")
+            _require(self.subjects[cell.subject], "file_bytes", "weight_bytes", "operations")
+
+
+def _require(values: Mapping[str, Any], *names: str) -> None:
+    for name in names:
+        if name not in values:
+            raise KeyError(name)
 
 
 def _cell(raw: Mapping[str, Any]) -> Cell:

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +111,34 @@ def test_a_result_reads_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_files_that_are_no_results(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "result.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        Result.read(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("about",), {}, "incomplete .KeyError: 'commit'"),
+        (("about", "machine"), [], "incomplete .KeyError: 'cpu'"),
+        (("subjects",), {}, "incomplete .KeyError: 'model'"),
+        (("subjects", "model", "weight_bytes"), None, ""),
+        (("bandwidth",), {"2": []}, "incomplete .ValueError"),
+        (("bandwidth",), {"2": [0]}, "incomplete .ValueError: memory"),
+        (("cells", 0, "workload"), {"promt": 1}, "incomplete .TypeError"),
+        (("cells", 0, "rounds", 0), [], "incomplete .TypeError"),
+    ],
+)
+def test_results_with_something_missing(tmp_path: Path, place: tuple[str | int, ...], value: Any, message: str) -> None:
+    raw: Any = json.loads(json.dumps(make_result(0).to_dict()))
+    inner = raw
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[place[-1]]
+        message = f"incomplete .KeyError: '{place[-1]}'"
+    else:
+        inner[place[-1]] = value
+    (tmp_path / "result.json").write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match=message):
         Result.read(tmp_path / "result.json")
 
