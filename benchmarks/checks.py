@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from cpmbee.tokenizer import Tokenizer
 EMPTY: Data = {"input": "", "<ans>": ""}
 CACHE_TYPES = {"float32": "fp32", "float16": "fp16"}
 PROCESS_BYTES = 200 << 20  # of Python, ONNX Runtime and working memory, at least
+RELATION_BYTES = 2  # of each pair of a prompt's tokens
 
 
 def open_subjects(folders: Sequence[Path]) -> list[tuple[Subject, ModelFolder]]:
@@ -56,12 +58,29 @@ def check_workloads(found: Sequence[tuple[Subject, ModelFolder]], workloads: Seq
                 raise ConfigError(f"a prompt has at least {shortest} tokens, not {workload.prompt}")
             if workload.answer < 2:
                 raise ConfigError(f"an answer has at least 2 tokens, for decoding to be timed, not {workload.answer}")
-            needed = subject.weight_bytes + workload.cache_rows * row + PROCESS_BYTES
+            relation = RELATION_BYTES * workload.batch * workload.prompt**2
+            needed = subject.weight_bytes + workload.cache_rows * row + relation + PROCESS_BYTES
             if needed > memory:
                 raise ConfigError(
-                    f"{folder.path}: needs about {needed / 1e9:.1f} GB of memory ({subject.weight_bytes / 1e9:.1f} GB "
-                    f"weights, {workload.cache_rows} cache rows), but this machine has {memory / 1e9:.1f} GB"
+                    f"{folder.path}: needs about {needed / 1e9:.1f} GB of memory for prompts of {workload.prompt} "
+                    f"tokens ({subject.weight_bytes / 1e9:.1f} GB weights, {workload.cache_rows} cache rows), but this "
+                    f"machine has {memory / 1e9:.1f} GB"
                 )
+
+
+def require_folder(path: Path) -> None:
+    """See that files can be written into a folder, which need not be there yet.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    nearest = path.absolute()
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest}: is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{nearest}: nothing may be written there")
 
 
 def cache_row_bytes(folder: ModelFolder) -> int:
@@ -70,7 +89,7 @@ def cache_row_bytes(folder: ModelFolder) -> int:
 
 
 def _subject(folder: ModelFolder) -> Subject:
-    files = [file for file in folder.path.iterdir() if file.name.startswith("model.onnx")]
+    files = [file for file in folder.path.iterdir() if file.name.startswith("model.onnx.")]
     size = sum(file.stat().st_size for file in files)
     cache = read_json_object(folder.path / MANIFEST, "the manifest of an exported model", ModelFolderError)["cache"]
     return Subject(

@@ -8,13 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cpmbee.bench.checks import check_workloads, open_subjects
+from cpmbee.bench.checks import check_workloads, open_subjects, require_folder
 from cpmbee.bench.environment import circumstances, shown_command
 from cpmbee.bench.peers.registry import PEERS
 from cpmbee.bench.plan import Sweep
 from cpmbee.bench.report import csv_text, markdown
 from cpmbee.bench.run import Settings, run
 from cpmbee.errors import ConfigError
+from cpmbee.export.sources import open_source
 from cpmbee.export.transcripts import read_requests
 from cpmbee.machine import physical_cores
 from cpmbee.progress import ProgressBar
@@ -51,6 +52,11 @@ def main(argv: list[str]) -> int:
     out: Path = arguments.out or Path(time.strftime("bench-%Y%m%d-%H%M%S"))
     if (out / RESULT).exists():
         raise ConfigError(f"{out / RESULT}: there is a result already; choose another folder with --out")
+    require_folder(out)
+    if arguments.peer_models is not None:
+        require_folder(arguments.peer_models)
+    if arguments.checkpoint is not None:
+        open_source(arguments.checkpoint)
     if arguments.plot:
         from cpmbee.bench import plots  # now: what is missing shows before anything is measured
     settings = Settings(

@@ -29,7 +29,7 @@ def measure(
     """Compare every model that has our weights with the reference; into ``result.quality``.
 
     Args:
-        result: gets the qualities; a model that fails is skipped with its reason.
+        result: gets the qualities; a model that fails is skipped with its reason, all of them if the reference fails.
         subjects: what is measured; peers with weights of their own are passed over.
         requests: JSON Lines of requests, with their answers if right ones are to be counted.
         reference: checkpoint, or model folder in fp32.
@@ -39,7 +39,11 @@ def measure(
     logits = scratch / "reference-logits"
     logits.mkdir(parents=True, exist_ok=True)
     common = {"requests": str(requests), "logits": str(logits), "vocabulary": str(vocabulary)}
-    run_module(MODULE, [json.dumps({**common, "reference": str(reference)})])
+    try:
+        run_module(MODULE, [json.dumps({**common, "reference": str(reference)})])
+    except RuntimeError as error:
+        result.skipped.append((reference.name, f"quality: {error}"))
+        return
     for subject in subjects:
         if subject.engine not in ENGINES:
             continue

@@ -91,7 +91,10 @@ def run(
         for subject in ours:
             progress(f"profile of {subject.label}", 1.0)
             spec = CellSpec(str(subject.path), workload, 1)
-            result.profile[subject.label] = run_module("cpmbee.bench.step_profile", [spec.to_json()]).value
+            try:
+                result.profile[subject.label] = run_module("cpmbee.bench.step_profile", [spec.to_json()]).value
+            except RuntimeError as error:  # what has been measured so far is not lost for that
+                result.skipped.append((subject.label, f"profile: {error}"))
     return result
 
 

@@ -60,6 +60,7 @@ def test_one_command_measures_everything(folder: Path, tmp_path: Path, capsys: p
     assert raw["skipped"] == [["ctranslate2", raw["skipped"][0][1]]]
     decode = raw["profile"]["demo-int4"]["decode"]
     assert decode["QuantizedLinear"]["least_ms"] > 0
+    assert raw["subjects"]["demo-int4"]["weight_bytes"] == (folder / "model.onnx.data").stat().st_size
     assert {"engine", "between", "BucketedAttention"} <= set(decode) or "MatMulNBits" in decode
     assert "QuantizedLinear" in shown
     rows = list(csv.DictReader((out / "table.csv").open(encoding="utf-8")))
@@ -118,9 +119,36 @@ def test_a_model_too_large_for_memory_is_refused_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_where_nothing_can_be_written_nothing_is_measured(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for option in ("--out", "--peer-models"):
+        for place in (file, file / "below"):
+            assert bench(folder, option, place) == 1
+            assert f"{file}: is not a folder" in capsys.readouterr().err
+    assert bench(folder, "--checkpoint", tmp_path / "none", "--out", tmp_path / "out") == 1
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_after_measuring_does_not_lose_it(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text('{"input": "三", "<ans>": {"wrong": 1}}\n', encoding="utf-8")
+    options = ("--prompt", "32", "--answer", "4", "--quality", requests, "--checkpoint", demo_checkpoint())
+    assert bench(folder, *options, "--out", tmp_path / "out") == 0
+    assert "quality: " in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))["cells"]
+
+
 def test_impossible_requests_are_refused_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert bench(folder, "--prompt", "2") == 1
     assert "a prompt has at least" in capsys.readouterr().err
+    assert bench(folder, "--prompt", "1000000") == 1
+    assert "GB of memory for prompts of 1000000 tokens" in capsys.readouterr().err
     assert bench(folder, "--answer", "1") == 1
     assert "an answer has at least 2 tokens" in capsys.readouterr().err
     assert bench(folder, folder) == 1
