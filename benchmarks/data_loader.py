@@ -25,7 +25,7 @@ from cpmbee.bench.environment import write_result
 from cpmbee.config import ModelConfig
 from cpmbee.model import CpmBee
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.batches import TrainingBatch, TrainingSample, pack
+from cpmbee.train.batches import TrainingBatch
 from cpmbee.train.data.mixture import MixtureText, parse_mixture
 from cpmbee.train.data.source import MixtureSource
 from cpmbee.train.data.stream import MixtureStream, StreamConfig
@@ -111,8 +111,7 @@ def packed(folder: Path, tokenizer: Tokenizer, mixture: str, row_length: int, ba
     before = stream.statistics.tokens, stream.statistics.seconds
     lengths = [length for _ in range(batches) for length in sample_lengths(stream.next_batch())]
     made = stream.statistics
-    samples = [placeholder(length) for length in lengths]
-    best_fit = sum(len(pack(samples[i : i + POOL], row_length)) for i in range(0, len(samples), POOL))
+    best_fit = sum(best_fit_rows(lengths[i : i + POOL], row_length) for i in range(0, len(lengths), POOL))
     widest = [max(lengths[i : i + rows]) * len(lengths[i : i + rows]) for i in range(0, len(lengths), rows)]
     return {
         "data": mixture,
@@ -132,10 +131,16 @@ def sample_lengths(batch: TrainingBatch) -> Iterator[int]:
         yield from np.bincount(spans[:used]).tolist()
 
 
-def placeholder(length: int) -> TrainingSample:
-    """A sample of which only the length matters."""
-    column = np.zeros(length, np.int32)
-    return TrainingSample(column, column, column, column, column, column, column.astype(np.bool_), column)
+def best_fit_rows(lengths: list[int], row_length: int) -> int:
+    """Rows that plain best fit needs: each sample into the fullest row that has room for it, else into a new one."""
+    used: list[int] = []
+    for length in lengths:
+        fitting = [row for row, tokens in enumerate(used) if tokens + length <= row_length]
+        if fitting:
+            used[max(fitting, key=used.__getitem__)] += length
+        else:
+            used.append(length)
+    return len(used)
 
 
 def step_times(folder: Path, tokenizer: Tokenizer, steps: int, repeats: int) -> dict[str, float]:
