@@ -152,35 +152,13 @@ def encode_sample(
     )
 
 
-def pack(samples: Sequence[TrainingSample], row_length: int) -> list[list[TrainingSample]]:
-    """Distribute samples over rows: each goes into the fullest row that has room for it, else into a new one.
-
-    Raises:
-        ValueError: a sample is longer than a row.
-    """
-    rows: list[list[TrainingSample]] = []
-    used: list[int] = []
-    for number, sample in enumerate(samples):
-        if len(sample) > row_length:
-            raise ValueError(f"sample {number} has {len(sample)} tokens, a row holds {row_length}")
-        fitting = [row for row, tokens in enumerate(used) if tokens + len(sample) <= row_length]
-        if fitting:
-            best = max(fitting, key=lambda row: used[row])
-            rows[best].append(sample)
-            used[best] += len(sample)
-        else:
-            rows.append([sample])
-            used.append(len(sample))
-    return rows
-
-
 def collate(
     rows: Sequence[Sequence[TrainingSample]], tokenizer: Tokenizer, row_length: int | None = None
 ) -> TrainingBatch:
     """Lay out packed rows as one batch.
 
     Args:
-        rows: the samples of each row, as `pack` gives them.
+        rows: the samples of each row.
         tokenizer: the vocabulary the samples were encoded with.
         row_length: T; None takes the longest row's length.
 

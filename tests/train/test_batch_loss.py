@@ -6,7 +6,7 @@ from cpmbee.config import ModelConfig
 from cpmbee.model import IGNORE_INDEX, CpmBee, language_model_loss
 from cpmbee.relation import RelationBuilder
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.batches import collate, encode_sample, pack
+from cpmbee.train.batches import collate, encode_sample
 from cpmbee.train.loss import target_positions, task_losses
 
 SPECIALS = ["<pad>", "<unk>", "<mask>", "<sep>", "</n>", "</_>", "<s>", "</s>", "<root>", "<ans>", "<option>"]
@@ -26,8 +26,8 @@ def test_positions_of_targets_come_in_order_and_fill_up_with_others() -> None:
 
 def test_logits_only_at_targets_change_neither_loss_nor_gradients() -> None:
     tokenizer = Tokenizer([*SPECIALS, *"abcdefghijklmnopqrstuvwxyz"])
-    rows = pack([encode_sample(request, tokenizer) for request in REQUESTS], row_length=60)
-    batch = collate(rows, tokenizer)
+    first, second, third = (encode_sample(request, tokenizer) for request in REQUESTS)
+    batch = collate([[first, third], [second]], tokenizer)
     model = CpmBee(ModelConfig(tokenizer.vocab_size, 16, 2, 8, 24, 2, position_bias_num_buckets=32))
     model.init_parameters(torch.Generator().manual_seed(0))
     relations = RelationBuilder(model.config)

@@ -10,7 +10,7 @@ from cpmbee.model import IGNORE_INDEX
 from cpmbee.relation import RelationBuilder
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train import numerals
-from cpmbee.train.batches import TrainingBatch, collate, encode_sample, pack
+from cpmbee.train.batches import TrainingBatch, collate, encode_sample
 from cpmbee.train.demo_data import SPECIALS, WORDS
 from tests.golden import DATA, GOLDEN, requires_golden
 
@@ -47,7 +47,7 @@ def test_packed_batch_equals_the_research_codes() -> None:
     # The recording shuffled answers; of the only pair there is, it drew the other order.
     raw[1]["input"]["<ans>"] = dict(reversed(raw[1]["input"]["<ans>"].items()))
     samples = [encode_sample(item["input"], tokenizer, item["samples"]) for item in raw]
-    batch = collate(pack(samples, 320), tokenizer, row_length=320)
+    batch = collate([samples[:3], samples[3:]], tokenizer, row_length=320)
     with np.load(GOLDEN / "train" / "batch.npz") as golden:
         for ours, theirs in GOLDEN_NAMES.items():
             np.testing.assert_array_equal(getattr(batch, ours), golden[theirs], err_msg=ours)
@@ -90,19 +90,6 @@ def test_shuffling_moves_answers_only(tokenizer: Tokenizer) -> None:
     assert plain.input_ids[:first_answer].tolist() == shuffled.input_ids[:first_answer].tolist()
     assert plain.input_ids.tolist() != shuffled.input_ids.tolist()
     assert sorted(plain.input_ids.tolist()) == sorted(shuffled.input_ids.tolist())
-
-
-def test_every_sample_is_packed_once_into_the_fullest_row_with_room(tokenizer: Tokenizer) -> None:
-    samples = [encode_sample(numeral("一" * n, "1"), tokenizer) for n in (10, 1, 6, 1, 3)]
-    overhead = len(samples[1]) - 1
-    rows = pack(samples, 2 * overhead + 12)
-    assert [[id(sample) for sample in row] for row in rows] == [
-        [id(samples[0]), id(samples[1])],
-        [id(samples[2]), id(samples[3])],
-        [id(samples[4])],
-    ]
-    with pytest.raises(ValueError, match="sample 0 has"):
-        pack(samples, overhead + 9)
 
 
 def test_a_packed_sample_sees_what_it_sees_alone(tokenizer: Tokenizer) -> None:
