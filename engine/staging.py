@@ -50,10 +50,10 @@ def staged_folder(
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield staging
-        _sync(staging)
+        sync_folder(staging)
         require_replaceable(target)
         _publish(staging, target)
-        _sync_entry(target.parent)
+        sync_entry(target.parent)
     except OSError as error:
         if error.errno not in _DISK_ERRORS:  # not about writing
             raise
@@ -106,14 +106,15 @@ def _publish(staging: Path, target: Path) -> None:
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _sync(folder: Path) -> None:
-    """Make sure that the files are on the disk before the rename is."""
+def sync_folder(folder: Path) -> None:
+    """Force a folder and its files to the disk, so that a power cut after a rename finds them whole."""
     for entry in folder.iterdir():
-        _sync_entry(entry)
-    _sync_entry(folder)
+        sync_entry(entry)
+    sync_entry(folder)
 
 
-def _sync_entry(path: Path) -> None:
+def sync_entry(path: Path) -> None:
+    """Force a file, or what a folder lists, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with suppress(PermissionError):  # some file systems do not sync folders

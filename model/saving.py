@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cpmbee import staging
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, DependencyError
 from cpmbee.model.tensor_names import EMBEDDING, HUGGINGFACE_PREFIX, expected_tensors
@@ -50,7 +49,7 @@ def save_checkpoint(
         overwrite: replace an existing folder and everything in it, if it is a checkpoint (has a ``config.json``).
 
     Raises:
-        CheckpointError: the folder exists, or an unknown option.
+        CheckpointError: the folder exists or cannot be written, or an unknown option.
         DependencyError: safetensors is not installed.
     """
     parameters = dict(model.named_parameters())
@@ -93,7 +92,7 @@ def save_tensors(
         overwrite: likewise.
 
     Raises:
-        CheckpointError: the folder exists, or an unknown option.
+        CheckpointError: the folder exists or cannot be written, or an unknown option.
         DependencyError: safetensors is not installed.
     """
     folder = Path(folder).absolute()
@@ -102,12 +101,13 @@ def save_tensors(
             f"{folder}: cannot save as {dialect!r}, {file_format!r}, {max_shard_bytes} bytes a file; dialects are "
             "huggingface and original, formats safetensors and bin"
         )
-    if folder.exists() and not (overwrite and (folder / "config.json").is_file()):
-        raise CheckpointError(f"{folder}: exists already; " + ("not a checkpoint" if overwrite else "not overwritten"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.partial-{secrets.token_hex(4)}"
-    partial.mkdir()
-    try:
+
+    def require_replaceable(target: Path) -> None:
+        if target.exists() and not (overwrite and (target / "config.json").is_file()):
+            reason = "not a checkpoint" if overwrite else "not overwritten"
+            raise CheckpointError(f"{target}: exists already; {reason}")
+
+    with staging.staged_folder(folder, "saving", CheckpointError, require_replaceable) as partial:
         _write_weights(config, dtypes, read, partial, dialect, file_format, max_shard_bytes)
         _write_config(config, dtypes[EMBEDDING], partial, dialect)
         if vocab_file is not None:
@@ -115,10 +115,6 @@ def save_tensors(
         mode = (partial / "config.json").stat().st_mode  # safetensors writes files that only their owner may read
         for file in partial.iterdir():
             file.chmod(mode)
-            flush_to_disk(file)
-        _put_in_place(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_weights(
@@ -182,26 +178,3 @@ def _write_config(config: ModelConfig, dtype: torch.dtype, folder: Path, dialect
 
 def _write_json(file: Path, value: object) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def flush_to_disk(path: Path) -> None:
-    """Force a file or folder to the disk, so that a power cut after a rename finds it whole."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename; an existing folder is moved aside first and removed last, so that one of the two is always whole."""
-    old = partial.with_name(partial.name.replace(".partial-", ".replaced-"))
-    if folder.exists():
-        folder.rename(old)
-    try:
-        partial.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -33,10 +32,18 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
-from cpmbee.errors import CheckpointError
+from cpmbee.errors import CheckpointError, DependencyError
 from cpmbee.json_file import read_json_object
-from cpmbee.model.saving import flush_to_disk
+from cpmbee.staging import sync_entry, sync_folder
 from cpmbee.train.processes import Processes
+
+try:
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+except ImportError:
+    raise DependencyError(
+        f"training writes its checkpoints with PyTorch 2.9 or newer, this is {torch.__version__}; "
+        'pip install "cpmbee[train]" brings it'
+    ) from None
 
 FORMAT, SCHEMA_VERSION = "cpmbee-training", 1
 _NAME = re.compile(r"step-(\d{8,})")
@@ -93,11 +100,9 @@ class RunCheckpoints:
             files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
             text = json.dumps({**head, **state, "files": files}, indent=1, ensure_ascii=False, allow_nan=False)
             (partial / "state.json").write_text(text + "\n", encoding="utf-8")
-            for file in partial.iterdir():
-                flush_to_disk(file)
-            flush_to_disk(partial)
+            sync_folder(partial)
             partial.rename(target)
-            flush_to_disk(self.folder)
+            sync_entry(self.folder)
         self.processes.wait()
 
     def prune(self, keep: set[int]) -> None:

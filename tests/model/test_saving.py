@@ -83,7 +83,7 @@ def test_interrupted_save_leaves_what_was_there(
     def fail(*_: object) -> None:
         raise error
 
-    for stage in ("torch.save", "cpmbee.model.saving._write_config", "cpmbee.model.saving.flush_to_disk"):
+    for stage in ("torch.save", "cpmbee.model.saving._write_config", "cpmbee.staging.sync_entry"):
         with monkeypatch.context() as patch:
             patch.setattr(stage, fail)
             with pytest.raises((KeyboardInterrupt, OSError)):
