@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from cpmbee.errors import ConfigError
 from cpmbee.progress import ProgressBar
 from cpmbee.train.arguments import above_zero, not_negative, positive
 from cpmbee.train.finetune import FinetuneConfig, finetune
@@ -107,10 +108,11 @@ def _config(arguments: argparse.Namespace) -> FinetuneConfig:
     )
 
 
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+def _device(name: str) -> torch.device:
+    try:
+        return Processes.current().device() if name == "auto" else torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"--device: no device is called {name!r}; there are cpu, cuda, cuda:1, ...") from None
 
 
 def _parser() -> argparse.ArgumentParser:

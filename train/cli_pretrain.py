@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 
@@ -13,7 +12,7 @@ def main(argv: list[str]) -> int:
         "cpmbee pretrain",
         description="Train a model on a mixture of data sets. OUT/model is the trained checkpoint, OUT/metrics.jsonl "
         "the record of every step, OUT/checkpoints what a stopped run is resumed from. For several processes: "
-        "torchrun --nproc-per-node N -m cpmbee.train.cli_pretrain CONFIG OUT",
+        "torchrun --nproc-per-node N --no-python cpmbee pretrain CONFIG OUT",
     )
     add = parser.add_argument
     add("config", type=Path, metavar="CONFIG", help="JSON file: model, vocabulary, data, evaluation, training")
@@ -43,9 +42,3 @@ def main(argv: list[str]) -> int:
             f"{result.seconds:.0f} s{best}"
         )
     return 0
-
-
-if __name__ == "__main__":
-    from cpmbee.cli import main as command
-
-    sys.exit(command(["pretrain", *sys.argv[1:]]))

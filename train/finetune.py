@@ -125,7 +125,7 @@ def finetune(
     evaluation = None if held_out is None else list(read_tasks(open_records(held_out), config.fields))
     metric = _metric(config, evaluation)
     trainer_config = _trainer_config(config, source, metric)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + processes.rank)  # processes drop out differently
     model = load_model(checkpoint, device=device)
     adapted = [] if config.lora is None else add_adapters(model, config.lora, config.seed)
     footprint = Footprint.of(model)  # before the trainer shards it

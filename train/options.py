@@ -85,6 +85,9 @@ class TrainerConfig:
             if type(value) not in kinds or not least <= value < float("inf"):
                 kind = "a number" if float in kinds else "an integer"
                 raise ConfigError(f"training: {name} must be {kind} from {least} on, not {value!r}")
+        for name in ("activation_checkpointing", "tensorboard", "higher_is_better"):
+            if type(getattr(self, name)) is not bool:
+                raise ConfigError(f"training: {name} must be true or false, not {getattr(self, name)!r}")
         if len(self.betas) != 2 or not all(type(b) in (int, float) and 0 <= b < 1 for b in self.betas):
             raise ConfigError(f"training: betas must be two numbers in [0, 1), not {self.betas!r}")
 

@@ -223,7 +223,8 @@ class Trainer:
             return False
         self.model.eval()
         with torch.no_grad(), self.optimizer_step.autocast():
-            values = self.evaluate(self.model)
+            # What follows must be the same everywhere, down to the last bit.
+            values = self.processes.broadcast(dict(self.evaluate(self.model)))
         self.model.train()
         improved = progress.best.update(progress.step, values, config.monitor, config.higher_is_better)
         if self.processes.first:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -20,12 +23,28 @@ from cpmbee.train.batches import TrainingBatch, encode_sample
 from cpmbee.train.finetune import FinetuneConfig, finetune
 from cpmbee.train.jsonl import open_records
 from cpmbee.train.lora import LoraConfig
+from cpmbee.train.metrics import read_metrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.source import BatchSource
 from cpmbee.train.task_source import TaskSource
 from cpmbee.train.tasks import TaskFields
 from tests.model.factory import write_checkpoint
 from tests.train.task_files import choice_records, copy_records, write_records
+
+KILLED_AT_STEP_8 = """
+import os, signal, sys
+from cpmbee.cli import main
+from cpmbee.train.trainer import OptimizerStep
+take = OptimizerStep.__call__
+def take_or_die(step, *arguments):
+    result = take(step, *arguments)
+    step.taken = getattr(step, "taken", 0) + 1
+    if step.taken == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+OptimizerStep.__call__ = take_or_die
+main(sys.argv[1:])
+"""
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -176,6 +195,29 @@ def test_resumed_equals_uninterrupted(
         assert all(np.array_equal(deltas[0][name].b, deltas[1][name].b) for name in deltas[0])
 
 
+def test_the_command_killed_and_resumed_equals_one_that_was_not(
+    base: Path, data: Path, held_out: Path, tmp_path: Path
+) -> None:
+    def arguments(out: str) -> list[str]:
+        options = "--lora-rank 2 --lora-dropout 0.1 --steps 12 --eval-every 5 --checkpoint-every 3 --threads 1"
+        return ["finetune", str(base), str(data), str(tmp_path / out), "--eval", str(held_out), *options.split()]
+
+    def curve(out: str) -> list[Any]:
+        return [
+            [line.get(name) for name in ("step", "loss", "gradient_norm", "tokens", "evaluation")]
+            for line in read_metrics(tmp_path / out)
+        ]
+
+    assert main(arguments("whole")) == 0
+    killed = subprocess.run([sys.executable, "-c", KILLED_AT_STEP_8, *arguments("killed")], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "report.json").exists()
+    assert main([*arguments("killed"), "--resume"]) == 0
+    assert curve("killed") == curve("whole")
+    deltas = [read_lora(tmp_path / run / "delta").factors for run in ("whole", "killed")]
+    assert all(np.array_equal(deltas[0][name].b, deltas[1][name].b) for name in deltas[0])
+
+
 def test_lora_writes_both_dialects(base: Path, data: Path, tmp_path: Path) -> None:
     report = finetune(base, data, tmp_path / "out", settings(6, LoraConfig(2, 4.0)))
     assert report["lora"] == {
@@ -222,6 +264,8 @@ def test_command_with_choices_and_tasks(base: Path, tmp_path: Path, capsys: pyte
 def test_wrong_use(base: Path, data: Path, held_out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["finetune", str(base), str(data), str(tmp_path / "out"), "--target", "project_q"]) == 2
     assert "need --lora-rank" in capsys.readouterr().err
+    assert main(["finetune", str(base), str(data), str(tmp_path / "out"), "--device", "gpu"]) == 1
+    assert "no device is called 'gpu'" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="no metric 'bleu'"):
         settings(metric="bleu")
     with pytest.raises(DataError, match="no held-out record has choices"):

@@ -314,6 +314,7 @@ def test_resuming_with_other_options_is_said(tmp_path: Path, caplog: pytest.LogC
         ({"steps": 1, "schedule": "linear"}, "schedule must be one of"),
         ({"steps": 1, "lr": 1.0}, "no option 'lr'"),
         ({"steps": 1, "betas": [1.0]}, "betas must be two numbers"),
+        ({"steps": 1, "tensorboard": "no"}, "tensorboard must be true or false, not 'no'"),
         ({"steps": True}, "steps must be an integer"),
     ],
 )
