@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cpmbee.bench.cell import SEED, WARM_UP_ANSWER, CellSpec, Sample, main
-from cpmbee.bench.peers.protocol import LlamaShape, Peer, Target, UnavailableError, require
+from cpmbee.bench.peers.protocol import LlamaShape, Peer, Target, UnavailableError, made_once, require
 from cpmbee.bench.plan import Subject
 
 DEVIATION = 73.6  # of numbers drawn evenly from -127 to 127
@@ -40,11 +40,7 @@ class CTranslate2(Peer):
         ours, shape = target.subject, target.shape
         if ours.precision != "int8":
             raise UnavailableError("stands beside int8")
-        folder = scratch / f"{ours.label}-ctranslate2"
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            write_model(shape, partial)
-            partial.rename(folder)
+        folder = made_once(scratch / f"{ours.label}-ctranslate2", lambda out: write_model(shape, out))
         size = sum(file.stat().st_size for file in folder.iterdir())
         return replace(
             ours,

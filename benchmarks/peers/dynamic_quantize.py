@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.bench.peers.matmulnbits import link
-from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
+from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, made_once, require
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.folder import MANIFEST
 
@@ -49,9 +49,7 @@ class DynamicQuantize(Peer):
         ours = target.subject
         if ours.precision != "int8":
             raise UnavailableError("is for int8 weights")
-        folder = scratch / f"{ours.label}-{self.name}"
-        if not folder.exists():
-            write_folder(ours.path, folder)
+        folder = made_once(scratch / f"{ours.label}-{self.name}", lambda out: write_folder(ours.path, out))
         return replace(ours, label=target.label(self.name), engine=self.name, path=folder)
 
     def can(self, workload: Workload) -> bool:

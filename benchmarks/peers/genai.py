@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cpmbee.bench.cell import SEED, WARM_UP_ANSWER, CellSpec, Sample, main
-from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
+from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, made_once, require
 from cpmbee.bench.plan import Subject
 
 BITS = {"int4": 4, "int8": 8}
@@ -41,11 +41,8 @@ class OnnxRuntimeGenai(Peer):
         ours, shape = target.subject, target.shape.with_heads_of(HEAD_MULTIPLE)
         if ours.precision not in BITS:
             raise UnavailableError("stands beside int4 and int8")
-        folder = scratch / f"{ours.label}-genai"
-        if not folder.exists():
-            partial = folder.with_suffix(".partial")
-            write_model(shape, BITS[ours.precision], partial)
-            partial.rename(folder)
+        bits = BITS[ours.precision]
+        folder = made_once(scratch / f"{ours.label}-genai", lambda out: write_model(shape, bits, out))
         size = sum(file.stat().st_size for file in folder.iterdir())
         return replace(
             ours,

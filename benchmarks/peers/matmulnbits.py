@@ -14,7 +14,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
+from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, made_once, require
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.folder import MANIFEST
 
@@ -33,9 +33,7 @@ class MatMulNBits(Peer):
         ours = target.subject
         if ours.precision not in ("int4", "int8"):
             raise UnavailableError("is for int4 and int8 weights")
-        folder = scratch / f"{ours.label}-matmulnbits"
-        if not folder.exists():
-            write_folder(ours.path, folder)
+        folder = made_once(scratch / f"{ours.label}-matmulnbits", lambda out: write_folder(ours.path, out))
         return replace(ours, label=target.label(self.name), engine=self.name, path=folder)
 
     def can(self, workload: Workload) -> bool:

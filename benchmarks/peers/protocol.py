@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -69,6 +71,16 @@ class Peer(ABC):
     def can(self, workload: Workload) -> bool:
         """Whether the engine's measurement knows such a workload."""
         return workload.beams == 1
+
+
+def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """A folder that ``write`` made, now or in an earlier run; none is left that it made only in part."""
+    if not folder.exists():
+        partial = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        write(partial)
+        partial.rename(folder)
+    return folder
 
 
 def require(package: str, distribution: str) -> None:

@@ -53,6 +53,24 @@ def test_peer_measures(name: str, target: Target, tmp_path: Path) -> None:
     assert PEERS[name].prepare(target, tmp_path) == subject  # made once
 
 
+def test_a_peer_whose_making_was_interrupted_is_made_again(tmp_path: Path) -> None:
+    def interrupted(out: Path) -> None:
+        out.mkdir()
+        (out / "half").touch()
+        raise KeyboardInterrupt
+
+    def whole(out: Path) -> None:
+        out.mkdir()
+        (out / "all").touch()
+
+    with pytest.raises(KeyboardInterrupt):
+        protocol.made_once(tmp_path / "peer", interrupted)
+    assert not (tmp_path / "peer").exists()
+    made = protocol.made_once(tmp_path / "peer", whole)
+    assert [file.name for file in made.iterdir()] == ["all"]
+    assert protocol.made_once(made, interrupted) == made
+
+
 def test_llama_cpp_is_asked_and_understood(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "llama-bench"
     program.write_text('#!/bin/sh\necho "[{\\"samples_ns\\": [3000000, 6000000]}]"\n')
