@@ -6,6 +6,7 @@
 
 #include "attention_chunk.h"
 #include "attention_tile.h"
+#include "attention_write.h"
 
 namespace cpmbee {
 namespace {
@@ -16,7 +17,11 @@ size_t scratch_floats(const AttentionProblem& p) {
 
 }  // namespace
 
-const AttentionKernels kAvx2Attention = {scratch_floats, attend_tile, attend_chunk};
+const AttentionKernels kAvx2Attention[kCacheTypes] = {
+    {scratch_floats, attend_tile<float>, attend_chunk<float>, write_heads<float>},
+    {scratch_floats, attend_tile<Half>, attend_chunk<Half>, write_heads<Half>},
+    {scratch_floats, attend_tile<int8_t>, attend_chunk<int8_t>, write_heads<int8_t>},
+};
 
 }  // namespace cpmbee
 

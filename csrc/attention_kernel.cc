@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 
+#include "half.h"
+
 namespace cpmbee {
 namespace {
 
@@ -11,16 +13,18 @@ constexpr int64_t kTinyWork = 1 << 18;   // multiply-adds that take less time th
 constexpr int64_t kTinyCache = 1 << 16;  // the same for decode, where each of them waits for memory
 constexpr int64_t kLeastJobs = 4;        // of decode, if there are enough heads
 constexpr int64_t kLeastHeads = 4;       // of a decode job
+constexpr int64_t kTinyCopy = 1 << 15;   // floats that take less time to store than waking a thread
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-const AttentionKernels& kernels_of(Isa isa) {
+const AttentionKernels& kernels_of(Isa isa, CacheType type) {
+  const auto index = static_cast<size_t>(type);
 #if defined(__x86_64__) && defined(__GNUC__)
-  if (isa == Isa::avx512) return kAvx512Attention;
-  if (isa == Isa::avx2) return kAvx2Attention;
+  if (isa == Isa::avx512) return kAvx512Attention[index];
+  if (isa == Isa::avx2) return kAvx2Attention[index];
 #endif
   (void)isa;
-  return kScalarAttention;
+  return kScalarAttention[index];
 }
 
 // This thread's buffer of at least `count` floats, aligned to a cache line; grows and is kept for the next call.
@@ -129,6 +133,32 @@ BiasTable::BiasTable(const float* table, int64_t buckets, int64_t heads, float u
   }
 }
 
+void append(const AttentionProblem& p, const int32_t* new_slots, Isa isa, const Executor& executor) {
+  constexpr size_t kNumberBytes[kCacheTypes] = {sizeof(float), sizeof(Half), sizeof(int8_t)};
+  const size_t number = kNumberBytes[static_cast<size_t>(p.cache_type)];
+  const AttentionKernels& kernels = kernels_of(isa, p.cache_type);
+  const auto write = [&](const CacheRows& cache, const float* values, int64_t slot, int64_t begin, int64_t end) {
+    const int64_t first = slot * p.heads + begin;
+    float* scales = cache.scales == nullptr ? nullptr : cache.scales + first;
+    kernels.write_heads(values + begin * p.dim_head, end - begin, p.dim_head,
+                        cache.as<char>() + first * p.dim_head * number, scales);
+  };
+  const auto append_heads = [&](int64_t begin, int64_t end) {
+    for (int64_t i = 0; i < p.batch * p.queries; ++i) {
+      const float* row = p.qkv + i * 3 * p.row_size();
+      write(p.key_cache, row + p.row_size(), new_slots[i], begin, end);
+      write(p.value_cache, row + 2 * p.row_size(), new_slots[i], begin, end);
+    }
+  };
+  const int64_t size = p.row_size();
+  if (p.batch * p.queries * size <= kTinyCopy) return append_heads(0, p.heads);
+  const int64_t count = ceil_div(std::max<int64_t>(256, size / 8), p.dim_head);  // so that no two threads write a slot
+  executor.for_each(ceil_div(p.heads, count), [&](size_t part) {
+    const int64_t begin = part * count;
+    append_heads(begin, std::min(begin + count, p.heads));
+  });
+}
+
 void attend(const AttentionProblem& p, Isa isa, const Executor& executor) {
   if (p.batch * p.queries * p.row_size() == 0) return;
   if (p.keys == 0) {
@@ -136,7 +166,7 @@ void attend(const AttentionProblem& p, Isa isa, const Executor& executor) {
     return;
   }
   const Serial serial;
-  const AttentionKernels& kernels = kernels_of(isa);
+  const AttentionKernels& kernels = kernels_of(isa, p.cache_type);
   const bool decode = kernels.attend_chunk != nullptr && p.queries <= kDecodeQueries;
   const bool tiny = p.batch * p.queries * p.keys * p.row_size() < (decode ? kTinyCache : kTinyWork);
   const Executor& chosen = tiny ? static_cast<const Executor&>(serial) : executor;

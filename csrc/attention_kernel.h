@@ -5,8 +5,11 @@
 // with all heads - whole cache rows are read, once - and the chunks' partial results are merged; few keys are one chunk,
 // whose heads are shared out. How work is split depends on shapes only, never on the number of threads, so neither do
 // the results.
+//
+// Cache rows are stored in one of three types and rounded once, when they are written; everything is computed in fp32.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -50,6 +53,21 @@ class BiasTable {
   std::vector<float> values_;  // (heads, margin, -inf, buckets, margin)
 };
 
+// How the numbers of cache rows are stored.
+enum class CacheType { fp32, fp16, int8 };
+constexpr int kCacheTypes = 3;
+
+// The pool of rows that keeps keys, or the one that keeps values.
+struct CacheRows {
+  void* numbers = nullptr;  // (rows, heads, dim_head) of the cache's type: float, Half or int8_t
+  float* scales = nullptr;  // (rows, heads), what the int8 numbers of a row and head are multiplied with; else null
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(numbers);
+  }
+};
+
 // Inputs, already validated, and the output.
 struct AttentionProblem {
   int64_t batch = 0;
@@ -58,12 +76,13 @@ struct AttentionProblem {
   int64_t heads = 0;
   int64_t dim_head = 0;
   float scale = 1.0f;                 // of q.k, log2(e) included
-  const float* qkv = nullptr;         // (batch, queries, 3, heads, dim_head); only q is read
+  const float* qkv = nullptr;         // (batch, queries, 3, heads, dim_head)
   const int16_t* relation = nullptr;  // (batch, queries, keys)
   const BiasTable* bias = nullptr;     // in units of log2(e)
   const int32_t* slots = nullptr;      // (batch, keys)
-  const float* key_cache = nullptr;    // (rows, heads, dim_head)
-  const float* value_cache = nullptr;  // (rows, heads, dim_head)
+  CacheType cache_type = CacheType::fp32;
+  CacheRows key_cache;
+  CacheRows value_cache;
   float* context = nullptr;            // (batch, queries, heads, dim_head)
 
   int64_t row_size() const { return heads * dim_head; }
@@ -83,7 +102,7 @@ struct AttentionPartial {
   float* context;  // (queries, heads, dim_head)
 };
 
-// The inner loops for one instruction set. `scratch` points to scratch_floats() floats, aligned to 64 bytes.
+// The inner loops for one instruction set and type of cache. `scratch` points to scratch_floats() floats, aligned to 64 bytes.
 struct AttentionKernels {
   size_t (*scratch_floats)(const AttentionProblem&);
   // Queries [q_begin, q_end) of head h; key_tiles[i] is 0 where none of them sees a key of tile i.
@@ -93,13 +112,22 @@ struct AttentionKernels {
   // regime.
   void (*attend_chunk)(const AttentionProblem&, int64_t b, int64_t k_begin, int64_t k_end, int64_t h_begin,
                        int64_t h_end, const AttentionPartial& result, float* scratch);
+  // Rounds `heads` heads of one row, `values`, to where they are stored. int8: scale = largest magnitude / 127.
+  void (*write_heads)(const float* values, int64_t heads, int64_t dim_head, void* numbers, float* scales);
 };
 
-extern const AttentionKernels kScalarAttention;  // the reference: what the others are compared with
+// By CacheType.
+extern const AttentionKernels kScalarAttention[kCacheTypes];  // the reference: what the others are compared with
 #if defined(__x86_64__) && defined(__GNUC__)
-extern const AttentionKernels kAvx2Attention;
-extern const AttentionKernels kAvx512Attention;
+extern const AttentionKernels kAvx2Attention[kCacheTypes];
+extern const AttentionKernels kAvx512Attention[kCacheTypes];
 #endif
+
+// What an int8 number stands for, given the largest magnitude that must be represented; never zero.
+inline float int8_scale(float largest) { return std::max(largest, 1e-30f) / 127.0f; }
+
+// Writes the keys and values of problem.qkv to the rows new_slots (batch, queries); of equal rows, the last one stays.
+void append(const AttentionProblem& problem, const int32_t* new_slots, Isa isa, const Executor& executor);
 
 // Computes problem.context with the kernels of `isa`. May throw std::bad_alloc.
 void attend(const AttentionProblem& problem, Isa isa, const Executor& executor);

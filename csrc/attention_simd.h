@@ -11,6 +11,7 @@
 namespace cpmbee {
 namespace {
 
+constexpr int64_t kLine = 64;  // bytes of a cache line
 constexpr int kRows = 6;  // rows (queries, or heads in decode) that are worked on at one time; fewer than kWidth
 
 SIMD_INLINE void scale_row(float* row, int64_t n, float factor) {
@@ -19,7 +20,8 @@ SIMD_INLINE void scale_row(float* row, int64_t n, float factor) {
   if (i < n) store_first(row + i, mul(load_first(row + i, n - i), broadcast(factor)), n - i);
 }
 
-SIMD_INLINE void copy_scaled(float* to, const float* from, int64_t n, float factor) {
+template <class T>
+SIMD_INLINE void copy_scaled(float* to, const T* from, int64_t n, float factor) {
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth) store(to + i, mul(load(from + i), broadcast(factor)));
   if (i < n) store_first(to + i, mul(load_first(from + i, n - i), broadcast(factor)), n - i);

@@ -1,13 +1,14 @@
 // Prefill: one head, a tile of queries, keys in packed tiles, sums in registers. Included after attention_simd.h.
 #pragma once
 
+#include <type_traits>
+
 #include "attention_simd.h"
 
 namespace cpmbee {
 namespace {
 
 constexpr int kPanel = kPanelVectors * kWidth;
-constexpr int64_t kLineFloats = 16;  // of a cache line
 
 int64_t padded_dim(int64_t dim_head) { return (dim_head + kPanel - 1) / kPanel * kPanel; }
 
@@ -81,14 +82,16 @@ SIMD_TARGET void pack_keys(const float* rows, int64_t dim_head, float* packed) {
   }
 }
 
-// One row of values to its place in (panels, kKeyTile, kPanel); the last vector is filled up with zeros.
-SIMD_INLINE void pack_value(const float* row, int64_t j, int64_t dim_head, float* packed) {
+// One row of values times `factor` to its place in (panels, kKeyTile, kPanel); the last vector is filled up with zeros.
+template <class T>
+SIMD_INLINE void pack_value(const T* row, int64_t j, int64_t dim_head, float factor, float* packed) {
+  const Vec x = broadcast(factor);
   int64_t d = 0;
   for (; d + kWidth <= dim_head; d += kWidth) {
-    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load(row + d));
+    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, mul(load(row + d), x));
   }
   if (d < dim_head) {
-    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, load_first(row + d, dim_head - d));
+    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, mul(load_first(row + d, dim_head - d), x));
   }
 }
 
@@ -97,19 +100,33 @@ SIMD_INLINE void pack_value(const float* row, int64_t j, int64_t dim_head, float
 //
 // Cache rows lie far apart, often a power of two apart, where they push each other out of the processor's caches. So
 // they are fetched a few at a time, while the tile before is computed, and the next few are asked for in advance.
+template <class T>
 SIMD_TARGET void fetch_rows(const AttentionProblem& p, int64_t b, int64_t h, int64_t first, int64_t begin, int64_t end,
                             float* keys, float* values) {
+  constexpr bool kScaled = std::is_same_v<T, int8_t>;
   const int32_t* slots = p.slots + b * p.keys;
-  const auto row_of = [&](int64_t j) { return slots[std::min(first + j, p.keys - 1)] * p.row_size() + h * p.dim_head; };
+  const auto head_of = [&](int64_t j) { return slots[std::min(first + j, p.keys - 1)] * p.heads + h; };
   for (int64_t j = end; j < std::min(2 * end - begin, kKeyTile); ++j) {
-    for (int64_t d = 0; d < p.dim_head; d += kLineFloats) {
-      __builtin_prefetch(p.key_cache + row_of(j) + d);
-      __builtin_prefetch(p.value_cache + row_of(j) + d);
+    const int64_t head = head_of(j);
+    for (int64_t d = 0; d < p.dim_head; d += kLine / sizeof(T)) {
+      __builtin_prefetch(p.key_cache.as<T>() + head * p.dim_head + d);
+      __builtin_prefetch(p.value_cache.as<T>() + head * p.dim_head + d);
+    }
+    if constexpr (kScaled) {
+      __builtin_prefetch(p.key_cache.scales + head);
+      __builtin_prefetch(p.value_cache.scales + head);
     }
   }
   for (int64_t j = begin; j < end; ++j) {
-    copy_scaled(keys + j * p.dim_head, p.key_cache + row_of(j), p.dim_head, 1.0f);
-    pack_value(p.value_cache + row_of(j), j, p.dim_head, values);
+    const int64_t head = head_of(j);
+    float key_scale = 1.0f;
+    float value_scale = 1.0f;
+    if constexpr (kScaled) {
+      key_scale = p.key_cache.scales[head];
+      value_scale = p.value_cache.scales[head];
+    }
+    copy_scaled(keys + j * p.dim_head, p.key_cache.as<T>() + head * p.dim_head, p.dim_head, key_scale);
+    pack_value(p.value_cache.as<T>() + head * p.dim_head, j, p.dim_head, value_scale, values);
   }
 }
 
@@ -126,6 +143,7 @@ size_t tile_scratch_floats(const AttentionProblem& p) {
          + kKeyTile * (2 * p.dim_head + 2 * padded_dim(p.dim_head));  // keys as rows and packed, values of two tiles
 }
 
+template <class T>
 SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, int64_t q_begin, int64_t q_end,
                              const uint8_t* key_tiles, float* scratch) {
   const int64_t dim = p.dim_head;
@@ -147,7 +165,7 @@ SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, in
   for (int64_t q = 0; q < num_queries; ++q) copy_scaled(queries + q * dim, p.query(b, q_begin + q, h), dim, p.scale);
 
   int64_t k = next_tile(key_tiles, -kKeyTile, p.keys);
-  if (k < p.keys) fetch_rows(p, b, h, k, 0, kKeyTile, next_keys, next_values);
+  if (k < p.keys) fetch_rows<T>(p, b, h, k, 0, kKeyTile, next_keys, next_values);
   while (k < p.keys) {
     const int64_t count = std::min(kKeyTile, p.keys - k);
     const int64_t next = next_tile(key_tiles, k, p.keys);
@@ -157,7 +175,8 @@ SIMD_TARGET void attend_tile(const AttentionProblem& p, int64_t b, int64_t h, in
     for (int64_t q = 0; q < num_queries; q += kRows) {
       const int64_t n = std::min<int64_t>(kRows, num_queries - q);
       if (next < p.keys) {
-        fetch_rows(p, b, h, next, kKeyTile * q / num_queries, kKeyTile * (q + n) / num_queries, next_keys, next_values);
+        fetch_rows<T>(p, b, h, next, kKeyTile * q / num_queries, kKeyTile * (q + n) / num_queries, next_keys,
+                      next_values);
       }
       alignas(64) float scores[kRows * kKeyTile];
       for (int64_t j = 0; j < kKeyTile; j += kPanel) {

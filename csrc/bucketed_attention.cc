@@ -1,63 +1,57 @@
-// BucketedAttention(qkv, relation, table, slots, new_slots, key_cache, value_cache)
-//     -> (context, present_key_cache, present_value_cache)
+// BucketedAttention(qkv, relation, table, slots, new_slots, key_cache, value_cache[, key_scales, value_scales])
+//     -> (context, present_key_cache, present_value_cache[, present_key_scales, present_value_scales])
 //
 //   qkv        float32 [B,Q,3*H*D]  all heads of q, then of k, then of v
 //   relation   int16   [B,Q,K]      row of the bias table, or -1 where the query may not look at the key
 //   table      float32 [N,H]        position bias
 //   slots      int32   [B,K]        cache rows of the keys
 //   new_slots  int32   [B,Q]        cache rows that the new keys and values are written to, before attention
-//   *_cache    float32 [P,H,D]      pool of rows
+//   *_cache    T       [P,H,D]      pool of rows; T is float32, float16 or int8
+//   *_scales   float32 [P,H]        with int8 only: what the numbers of a row and head are multiplied with
 //   context    float32 [B,Q,H*D]    softmax(scale * q.k + bias) . v; zeros for a query that sees no key
 //
 // Attributes: num_heads (H), scale. The caches are updated in place when input and output are one buffer, else copied.
+// New rows are rounded when they are written, and attention reads what was written.
 
 #include <algorithm>
 #include <cstring>
 
 #include "op_inputs.h"
 #include "attention_kernel.h"
+#include "half.h"
 #include "op.h"
 
 namespace cpmbee {
 namespace {
 
 constexpr const char* kName = "BucketedAttention";
-constexpr int kKeyCache = 5;  // input; the output is 1
+constexpr int kKeyCache = 5;  // inputs
 constexpr int kValueCache = 6;
-constexpr int64_t kTinyCopy = 1 << 15;   // floats that take less time to copy than waking a thread
-constexpr int64_t kCopyBlock = 1 << 18;  // floats
+constexpr int kKeyScales = 7;
+constexpr int kValueScales = 8;
+constexpr int kFirstPresent = 1;  // output of input kKeyCache, the others follow in the same order
+constexpr int64_t kCopyBlock = 1 << 20;  // bytes
 
-// Copies a whole cache, unless it is one and the same buffer.
-void copy_cache(const Tensor& from, const Tensor& to, const Executor& executor) {
-  if (from.data == to.data) return;
-  const int64_t count = from.dims[0] * from.dims[1] * from.dims[2];
+CacheType cache_type(int element_type) {
+  if (element_type == ort::kFloat16) return CacheType::fp16;
+  return element_type == ort::kInt8 ? CacheType::int8 : CacheType::fp32;  // the runtime has checked the type
+}
+
+int64_t number_bytes(int element_type) {
+  if (element_type == ort::kInt8) return sizeof(int8_t);
+  return element_type == ort::kFloat16 ? sizeof(Half) : sizeof(float);
+}
+
+// The output that the cache `input` becomes, with what it holds: copied, unless it is one and the same buffer.
+Tensor present(const Context& context, int index, const Tensor& cache, const Executor& executor) {
+  const Tensor result = context.output(index - kKeyCache + kFirstPresent, cache.dims);
+  if (result.data == cache.data) return result;
+  const int64_t count = cache.rows() * cache.dims.back() * number_bytes(cache.element_type);
   executor.for_each((count + kCopyBlock - 1) / kCopyBlock, [&](size_t block) {
     const int64_t begin = block * kCopyBlock;
-    std::memcpy(to.as<float>() + begin, from.as<float>() + begin, std::min(kCopyBlock, count - begin) * sizeof(float));
+    std::memcpy(result.as<char>() + begin, cache.as<char>() + begin, std::min(kCopyBlock, count - begin));
   });
-}
-
-// Writes the rows' keys and values, columns [begin, end) of each. Rows in order: of equal slots, the last one stays.
-void append_columns(const AttentionProblem& p, const int32_t* new_slots, float* keys, float* values, int64_t begin,
-                    int64_t end) {
-  const int64_t size = p.row_size();
-  for (int64_t i = 0; i < p.batch * p.queries; ++i) {
-    const float* row = p.qkv + i * 3 * size;
-    const int64_t target = new_slots[i] * size;
-    std::copy(row + size + begin, row + size + end, keys + target + begin);
-    std::copy(row + 2 * size + begin, row + 2 * size + end, values + target + begin);
-  }
-}
-
-void append(const AttentionProblem& p, const int32_t* new_slots, float* keys, float* values,
-            const Executor& executor) {
-  const int64_t size = p.row_size();
-  if (p.batch * p.queries * size <= kTinyCopy) return append_columns(p, new_slots, keys, values, 0, size);
-  const int64_t width = std::max<int64_t>(256, size / 8);  // by columns, so that no two threads write one slot
-  executor.for_each((size + width - 1) / width, [&](size_t part) {
-    const int64_t begin = part * width;
-    append_columns(p, new_slots, keys, values, begin, std::min(begin + width, size));
-  });
+  return result;
 }
 
 class BucketedAttention final : public Kernel {
@@ -102,66 +96,87 @@ class BucketedAttention final : public Kernel {
     require_in_range(kName, "new_slots", new_slots, 0, rows - 1, threads);
 
     const Tensor result = context.output(0, {p.batch, p.queries, p.row_size()});
-    const Tensor present_keys = context.output(1, key_cache.dims);
-    const Tensor present_values = context.output(2, value_cache.dims);
-    copy_cache(key_cache, present_keys, threads);
-    copy_cache(value_cache, present_values, threads);
+    p.cache_type = cache_type(key_cache.element_type);
+    p.key_cache.numbers = present(context, kKeyCache, key_cache, threads).data;
+    p.value_cache.numbers = present(context, kValueCache, value_cache, threads).data;
+    if (p.cache_type == CacheType::int8) {
+      p.key_cache.scales = scales(context, kKeyScales, "key_scales", {rows, heads_}, threads);
+      p.value_cache.scales = scales(context, kValueScales, "value_scales", {rows, heads_}, threads);
+    }
 
     p.scale = scale_ * kLog2E;
     p.qkv = qkv.as<float>();
     p.relation = relation.as<int16_t>();
     p.bias = &table;
     p.slots = slots.as<int32_t>();
-    p.key_cache = present_keys.as<float>();
-    p.value_cache = present_values.as<float>();
     p.context = result.as<float>();
-    append(p, new_slots.as<int32_t>(), present_keys.as<float>(), present_values.as<float>(), threads);
+    append(p, new_slots.as<int32_t>(), active_isa(), threads);
     attend(p, active_isa(), threads);
   }
 
  private:
+  static float* scales(const Context& context, int index, const char* name, const std::vector<int64_t>& dims,
+                       const Executor& executor) {
+    const Tensor input = context.input(index);
+    require_shape(kName, name, input, dims, "[P,H]");
+    return present(context, index, input, executor).as<float>();
+  }
+
   int64_t heads_;
   float scale_;
   TableInput table_;
 };
 
-// The caches' outputs have their inputs' shapes. The context's is left to be known at run time.
+// The caches' outputs have their inputs' types and shapes. The context's is left to be known at run time.
+template <int last>
 OrtStatus* ORT_CALL infer_shapes(const OrtCustomOp*, OrtShapeInferContext* context) {
-  for (const int input : {kKeyCache, kValueCache}) {
+  for (int input = kKeyCache; input <= last; ++input) {
     OrtTensorTypeAndShapeInfo* shape = nullptr;  // borrowed
     if (OrtStatus* status = api().ShapeInferContext_GetInputTypeShape(context, input, &shape)) return status;
-    const size_t output = input - kKeyCache + 1;
+    const size_t output = input - kKeyCache + kFirstPresent;
     if (OrtStatus* status = api().ShapeInferContext_SetOutputTypeShape(context, output, shape)) return status;
   }
   return nullptr;
 }
 
 // Each cache's output may take over its input's buffer.
+template <int count>
 size_t ORT_CALL may_inplace(int** inputs, int** outputs) {
-  static int from[] = {kKeyCache, kValueCache};
-  static int to[] = {1, 2};
+  static int from[] = {kKeyCache, kValueCache, kKeyScales, kValueScales};
+  static int to[] = {1, 2, 3, 4};
   *inputs = from;
   *outputs = to;
-  return 2;
+  return count;
 }
 
 void ORT_CALL release_may_inplace(int*, int*) {}
 
-Op* make_op() {
+// All have the inputs and outputs of the int8 one, as ops of one name must; the others leave the scales out.
+Op* make_op(int type) {
   using namespace ort;
-  static Op op(kName, {kFloat32, kInt16, kFloat32, kInt32, kInt32, kFloat32, kFloat32},
-               {kFloat32, kFloat32, kFloat32}, make_kernel<BucketedAttention>);
-  op.InferOutputShapeFn = infer_shapes;
-  op.GetMayInplace = may_inplace;
-  op.ReleaseMayInplace = release_may_inplace;
-  op.kernel_name = [] { return isa_name(active_isa()); };
-  return &op;
+  Op* const op = new Op(kName, {kFloat32, kInt16, kFloat32, kInt32, kInt32, type, type, kFloat32, kFloat32},
+                        {kFloat32, type, type, kFloat32, kFloat32}, make_kernel<BucketedAttention>, 2, 2);
+  op->InferOutputShapeFn = type == kInt8 ? infer_shapes<kValueScales> : infer_shapes<kValueCache>;
+  op->GetMayInplace = type == kInt8 ? may_inplace<4> : may_inplace<2>;
+  op->ReleaseMayInplace = release_may_inplace;
+  op->kernel_name = [] { return isa_name(active_isa()); };
+  return op;
 }
 
 }  // namespace
 
 Op& bucketed_attention() {
-  static Op* const op = make_op();
+  static Op* const op = make_op(ort::kFloat32);
+  return *op;
+}
+
+Op& bucketed_attention_fp16() {
+  static Op* const op = make_op(ort::kFloat16);
+  return *op;
+}
+
+Op& bucketed_attention_int8() {
+  static Op* const op = make_op(ort::kInt8);
   return *op;
 }
 

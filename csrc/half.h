@@ -1,10 +1,18 @@
 // IEEE half precision as stored, for code that has no instruction for it.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
 namespace cpmbee {
+
+// Half precision as it lies in memory: a type of its own, so that no integer is taken for it.
+struct Half {
+  uint16_t bits;
+};
+
+constexpr float kLargestHalf = 65504.0f;
 
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
@@ -38,6 +46,26 @@ inline float round_to_half(float x) {
   bits = sign | magnitude;
   std::memcpy(&x, &bits, sizeof x);
   return x;
+}
+
+// The nearest number that half precision has, as it is stored. NaN stays NaN.
+inline Half to_half(float x) {
+  const float rounded = round_to_half(x);
+  uint32_t bits;
+  std::memcpy(&bits, &rounded, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half = 0;
+  if (magnitude > 255u << 23) {
+    half = 0x7e00u;
+  } else if (magnitude >= 255u << 23) {
+    half = 0x7c00u;
+  } else if (magnitude >= 113u << 23) {
+    half = (magnitude >> 13) - (112u << 10);
+  } else {  // subnormal: a multiple of 2^-24
+    half = static_cast<uint32_t>(std::abs(rounded) * (1 << 24));
+  }
+  return {static_cast<uint16_t>(sign | half)};
 }
 
 }  // namespace cpmbee

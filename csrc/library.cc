@@ -12,9 +12,17 @@ namespace {
 constexpr const char* kDomain = "cpm_bee";
 
 Op* const* all_ops() {
-  static Op* const ops[] = {&add_rms_norm(),        &bucketed_attention(), &bucketed_position_bias(),
-                            &gated_gelu(),          &quantized_embedding(), &quantized_linear(),
-                            &rms_norm(),            &subscript_rotation(), nullptr};
+  static Op* const ops[] = {&add_rms_norm(),
+                            &bucketed_attention(),
+                            &bucketed_attention_fp16(),
+                            &bucketed_attention_int8(),
+                            &bucketed_position_bias(),
+                            &gated_gelu(),
+                            &quantized_embedding(),
+                            &quantized_linear(),
+                            &rms_norm(),
+                            &subscript_rotation(),
+                            nullptr};
   return ops;
 }
 

@@ -96,12 +96,15 @@ std::unique_ptr<Tensor> NodeInfo::constant_input(size_t index) const {
   return is_constant && value != nullptr ? std::make_unique<Tensor>(value) : nullptr;
 }
 
-Op::Op(const char* name, std::vector<int> input_types, std::vector<int> output_types, Make make)
+Op::Op(const char* name, std::vector<int> input_types, std::vector<int> output_types, Make make,
+       size_t optional_inputs, size_t optional_outputs)
     : OrtCustomOp{},
       name_(name),
       input_types_(std::move(input_types)),
       output_types_(std::move(output_types)),
-      make_(make) {
+      make_(make),
+      required_inputs_(input_types_.size() - optional_inputs),
+      required_outputs_(output_types_.size() - optional_outputs) {
   version = ort::kApiVersion;
   GetName = [](const OrtCustomOp* op) { return self(op).name_; };
   GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
@@ -109,7 +112,8 @@ Op::Op(const char* name, std::vector<int> input_types, std::vector<int> output_t
   GetInputTypeCount = [](const OrtCustomOp* op) { return self(op).input_types_.size(); };
   GetOutputType = [](const OrtCustomOp* op, size_t i) { return self(op).output_types_[i]; };
   GetOutputTypeCount = [](const OrtCustomOp* op) { return self(op).output_types_.size(); };
-  GetInputCharacteristic = GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return 0; };
+  GetInputCharacteristic = [](const OrtCustomOp* op, size_t i) -> int { return i >= self(op).required_inputs_; };
+  GetOutputCharacteristic = [](const OrtCustomOp* op, size_t i) -> int { return i >= self(op).required_outputs_; };
   GetInputMemoryType = [](const OrtCustomOp*, size_t) { return 0; };
   GetVariadicInputMinArity = GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
   GetVariadicOutputMinArity = GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };

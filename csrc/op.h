@@ -108,7 +108,9 @@ class Op : public OrtCustomOp {
  public:
   using Make = std::unique_ptr<Kernel> (*)(const NodeInfo&);
 
-  Op(const char* name, std::vector<int> input_types, std::vector<int> output_types, Make make);
+  // The last `optional_inputs` inputs and `optional_outputs` outputs may be left out by a node.
+  Op(const char* name, std::vector<int> input_types, std::vector<int> output_types, Make make, size_t optional_inputs = 0,
+     size_t optional_outputs = 0);
 
   const char* name() const { return name_; }
   uint64_t calls() const { return calls_.load(std::memory_order_relaxed); }
@@ -122,12 +124,16 @@ class Op : public OrtCustomOp {
   std::vector<int> input_types_;
   std::vector<int> output_types_;
   Make make_;
+  size_t required_inputs_;
+  size_t required_outputs_;
   mutable std::atomic<uint64_t> calls_{0};
 };
 
 // One function per op, each in the source of its op.
 Op& bucketed_position_bias();
-Op& bucketed_attention();
+Op& bucketed_attention();  // three ops of one name, by the type of the cache
+Op& bucketed_attention_fp16();
+Op& bucketed_attention_int8();
 Op& quantized_linear();
 Op& quantized_embedding();
 Op& subscript_rotation();

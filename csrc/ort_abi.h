@@ -71,7 +71,7 @@ constexpr uint32_t kApiVersion = 18;  // ONNX Runtime 1.18
 constexpr int kFail = 1;              // OrtErrorCode
 constexpr int kInvalidArgument = 2;
 
-enum ElementType : int { kFloat32 = 1, kUint8 = 2, kInt16 = 5, kInt32 = 6, kFloat16 = 10 };  // ONNXTensorElementDataType
+enum ElementType : int { kFloat32 = 1, kUint8 = 2, kInt8 = 3, kInt16 = 5, kInt32 = 6, kFloat16 = 10 };  // ONNXTensorElementDataType
 
 // X(index in OrtApi, name, result, parameters, arguments)
 #define ORT_API_FUNCTIONS(X)                                                                                         \

@@ -4,6 +4,9 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
+
+#include "half.h"
 
 #define SIMD_TARGET __attribute__((target("avx2,fma,f16c")))
 #define SIMD_INLINE SIMD_TARGET __attribute__((always_inline)) inline
@@ -27,12 +30,40 @@ SIMD_INLINE void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
 SIMD_INLINE Vec load_first(const float* p, int64_t n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 SIMD_INLINE void store_first(float* p, Vec x, int64_t n) { _mm256_maskstore_ps(p, first_lanes(n), x); }
 
+// The same of numbers that are stored in fewer bits.
+SIMD_INLINE Vec load(const Half* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+SIMD_INLINE Vec load(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+template <class T>
+SIMD_INLINE Vec load_first(const T* p, int64_t n) {
+  T whole[kWidth] = {};
+  std::memcpy(whole, p, n * sizeof(T));
+  return load(whole);
+}
+// Rounded to the nearest number that the type has, ties to even.
+SIMD_INLINE void store(Half* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+SIMD_INLINE void store(int8_t* p, Vec x) {
+  const __m256i wide = _mm256_cvtps_epi32(x);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+template <class T>
+SIMD_INLINE void store_first(T* p, Vec x, int64_t n) {
+  T whole[kWidth];
+  store(whole, x);
+  std::memcpy(p, whole, n * sizeof(T));
+}
+
 SIMD_INLINE Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 SIMD_INLINE Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 SIMD_INLINE Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 SIMD_INLINE Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }  // a * b + c
 SIMD_INLINE Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }              // b where one is NaN
+SIMD_INLINE Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }              // b where one is NaN
 
 SIMD_INLINE float sum_lanes(Vec x) {
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));

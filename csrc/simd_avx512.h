@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "attention_kernel.h"
+#include "half.h"
 
 #define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma")))
 #define SIMD_INLINE SIMD_TARGET __attribute__((always_inline)) inline
@@ -32,12 +33,38 @@ SIMD_INLINE void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
 SIMD_INLINE Vec load_first(const float* p, int64_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 SIMD_INLINE void store_first(float* p, Vec x, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
 
+// The same of numbers that are stored in fewer bits.
+SIMD_INLINE Vec load(const Half* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+SIMD_INLINE Vec load(const int8_t* p) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+SIMD_INLINE Vec load_first(const Half* p, int64_t n) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+SIMD_INLINE Vec load_first(const int8_t* p, int64_t n) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p)));
+}
+// Rounded to the nearest number that the type has, ties to even.
+SIMD_INLINE void store(Half* p, Vec x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+SIMD_INLINE void store(int8_t* p, Vec x) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+SIMD_INLINE void store_first(Half* p, Vec x, int64_t n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+SIMD_INLINE void store_first(int8_t* p, Vec x, int64_t n) {
+  _mm_mask_storeu_epi8(p, first_lanes(n), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
 SIMD_INLINE Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 SIMD_INLINE Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 SIMD_INLINE Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 SIMD_INLINE Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 SIMD_INLINE Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c
 SIMD_INLINE Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }              // b where one is NaN
+SIMD_INLINE Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }              // b where one is NaN
 SIMD_INLINE float sum_lanes(Vec x) { return _mm512_reduce_add_ps(x); }
 SIMD_INLINE float max_lanes(Vec x) { return _mm512_reduce_max_ps(x); }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpmbee.cache_types import CACHE_DTYPES, CACHE_TYPES, CacheType
 from cpmbee.config import ModelConfig
 from cpmbee.errors import ModelFolderError
 from cpmbee.external_data import external_data
@@ -19,7 +20,7 @@ from cpmbee.json_file import read_json_object
 MANIFEST = "engine.json"
 FORMAT = "cpmbee-onnx"
 SCHEMA_VERSION = 1
-OPS_VERSION = 2  # of the custom ops; older folders use a part of them
+OPS_VERSION = 3  # of the custom ops; older folders use a part of them
 HASHED_SIZE = 64 << 20  # larger files are only checked against their hash on request
 _REQUIRED = ("config.json", "vocab.txt", "model.onnx", "generation_config.json")
 
@@ -33,12 +34,14 @@ class ModelFolder:
         config: the model's configuration.
         generation_config: its default options.
         precision: storage type of each tensor group.
+        cache: storage type of cache rows.
     """
 
     path: Path
     config: ModelConfig
     generation_config: GenerationConfig
     precision: Mapping[str, str]
+    cache: CacheType
 
     @property
     def model(self) -> Path:
@@ -76,9 +79,9 @@ def open_folder(path: str | Path, *, verify_hashes: bool = False) -> ModelFolder
         _check_file(folder / name, entry, verify_hashes)
     _check_graph(folder, files)
     config = ModelConfig.from_file(folder / "config.json")
-    _check_cache(folder, manifest, config)
+    cache = _cache_type(folder, manifest, config)
     defaults = GenerationConfig.from_file(folder / "generation_config.json")
-    return ModelFolder(folder, config, defaults, manifest["precision"])
+    return ModelFolder(folder, config, defaults, manifest["precision"], cache)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -168,13 +171,20 @@ def _check_graph(folder: Path, files: Mapping[str, Any]) -> None:
             raise ModelFolderError(f"{folder / location}: {files[location]['size']} bytes, but tensors go up to {end}")
 
 
-def _check_cache(folder: Path, manifest: Mapping[str, Any], config: ModelConfig) -> None:
-    expected = {
+def cache_layout(config: ModelConfig, cache: CacheType) -> dict[str, Any]:
+    """What the manifest says about the cache."""
+    return {
         "num_layers": len(config.attention_layers),
         "num_heads": config.num_attention_heads,
         "dim_head": config.dim_head,
-        "dtype": "float32",
+        "dtype": CACHE_DTYPES[cache],
     }
-    cache = manifest.get("cache")
-    if cache != expected:
-        raise ModelFolderError(f"{folder / MANIFEST}: cache is {cache!r}, but config.json asks for {expected}")
+
+
+def _cache_type(folder: Path, manifest: Mapping[str, Any], config: ModelConfig) -> CacheType:
+    layout = manifest.get("cache")
+    for cache in CACHE_TYPES:
+        if layout == cache_layout(config, cache):
+            return cache
+    expected = {**cache_layout(config, "fp32"), "dtype": " or ".join(CACHE_DTYPES.values())}
+    raise ModelFolderError(f"{folder / MANIFEST}: cache is {layout!r}, but config.json asks for {expected}")

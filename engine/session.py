@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from cpmbee import native
-from cpmbee.config import ModelConfig
+from cpmbee.cache_types import CacheArrays, cache_names
 from cpmbee.errors import CacheFullError, ConfigError, DependencyError, InferenceError, ModelFolderError
 from cpmbee.folder import ModelFolder
 from cpmbee.machine import physical_cores, physical_memory
 from cpmbee.runner import Backend, Runner
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnxruntime as ort
 
 DEFAULT_CACHE_TOKENS = 8192
 MEMORY_SHARE = 4  # the default cache takes at most this part of the memory
 SHRINK_TOKENS = 512  # runs of more tokens give their working memory back
 MAX_THREADS = 1024
-HUGE_PAGE = 2 << 20  # bytes
 _INPUTS = ("input_ids", "input_subs", "relation", "slots", "new_slots", "logits_index", "ext_ids", "ext_subs")
 
 _log = logging.getLogger("cpmbee")
@@ -87,12 +84,15 @@ class OrtBackend(Backend):
             raise ConfigError(f"num_threads must be an integer from 0 to {MAX_THREADS}, not {num_threads!r}")
         self._ort = import_onnxruntime()
         self.config = folder.config
-        self.cache_rows = _cache_rows(folder.config, cache_tokens)
+        if type(cache_tokens) is not int or not 0 <= cache_tokens < 1 << 30:
+            raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {cache_tokens!r}")
         self._native = native
         self._lock = threading.Lock()
         self._idle: list[OrtRunner] = []
         self._session = self._open(folder, num_threads or physical_cores())
-        self._caches = self._make_caches()
+        arrays = CacheArrays(self._session)
+        self.cache_rows = cache_tokens or _default_cache_rows(arrays.row_bytes)
+        self._caches = self._make_caches(arrays)
         self._shrink = self._ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         _log.info("loaded %s: cache of %d tokens, kernels %s", folder.path, self.cache_rows, self.native_ops)
@@ -164,14 +164,13 @@ class OrtBackend(Backend):
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
             raise ModelFolderError(f"{folder.model}: ONNX Runtime cannot load it ({_first_line(error)})") from error
         found = {value.name for value in session.get_inputs()}
-        if missing := {*_INPUTS, *_cache_names(folder.config)} - found:
+        if missing := {*_INPUTS, *cache_names(folder.config, folder.cache)} - found:
             raise ModelFolderError(f"{folder.model}: the graph has no input {', '.join(sorted(missing))}")
         return session
 
-    def _make_caches(self) -> dict[str, ort.OrtValue]:
-        shape = (self.cache_rows + 1, self.config.num_attention_heads, self.config.dim_head)
+    def _make_caches(self, arrays: CacheArrays) -> dict[str, ort.OrtValue]:
         try:  # zeros that the system hands out page by page, as rows are first written
-            return {name: self.value(_huge_zeros(shape)) for name in _cache_names(self.config)}
+            return {name: self.value(array) for name, array in arrays.zeros(self.cache_rows + 1).items()}
         except MemoryError:
             raise CacheFullError(
                 f"no memory for a cache of {self.cache_rows} tokens; load the engine with a smaller cache_tokens"
@@ -207,31 +206,5 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _cache_names(config: ModelConfig) -> list[str]:
-    return [f"{kind}_cache.{n}" for n in range(len(config.attention_layers)) for kind in ("key", "value")]
-
-
-def _huge_zeros(shape: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Zeros that begin where a huge page can.
-
-    NumPy asks for huge pages, but those before the first such address would be small: a step that is the first to write
-    a row would wait for one small page after the other, and reading a row would look up each of its pages.
-    """
-    size = math.prod(shape) * 4
-    room = np.zeros(size + HUGE_PAGE, np.uint8)
-    start = -room.ctypes.data % HUGE_PAGE
-    return room[start : start + size].view(np.float32).reshape(shape)
-
-
-def _cache_rows(config: ModelConfig, cache_tokens: int) -> int:
-    """Rows of the cache.
-
-    Raises:
-        ConfigError: ``cache_tokens`` is not a size.
-    """
-    if type(cache_tokens) is not int or not 0 <= cache_tokens < 1 << 30:
-        raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {cache_tokens!r}")
-    if cache_tokens:
-        return cache_tokens
-    row_bytes = max(1, 2 * len(config.attention_layers) * config.attention_dim * 4)
-    return max(256, min(DEFAULT_CACHE_TOKENS, physical_memory() // MEMORY_SHARE // row_bytes))
+def _default_cache_rows(row_bytes: int) -> int:
+    return max(256, min(DEFAULT_CACHE_TOKENS, physical_memory() // MEMORY_SHARE // max(1, row_bytes)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from onnx import TensorProto
 
+from cpmbee.cache_types import CacheType
 from cpmbee.config import ModelConfig
 from cpmbee.export import weights
 from cpmbee.export.builder import GraphBuilder
@@ -26,6 +27,7 @@ class Assembly:
         config: the model.
         dtype: of stored matrices that are not quantized.
         quantization: how matrices are quantized; None where they are not.
+        cache: how its rows are stored.
         num_blocks: kept blocks so far, n in `cpmbee.export.weights`.
         num_caches: attention blocks so far.
         embedding: the embedding, which is the head as well, where it is quantized.
@@ -35,6 +37,7 @@ class Assembly:
     config: ModelConfig
     dtype: np.dtype[np.float32] | np.dtype[np.float16]
     quantization: Quantization | None = None
+    cache: CacheType = "fp32"
     num_blocks: int = 0
     num_caches: int = 0
     embedding: QuantizedMatrix | None = None

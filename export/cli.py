@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cpmbee.cache_types import CACHE_TYPES
 from cpmbee.export.packing import BITS, BLOCK_SIZES
 from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS
 from cpmbee.export.report import ExportReport, VerificationReport
@@ -20,6 +21,9 @@ def export_main(argv: list[str]) -> int:
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="folder, weight file or shard index")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the stored matrices (fp32)")
+    parser.add_argument(
+        "--cache", choices=CACHE_TYPES, help="how keys and values are kept (fp32 with precision fp32, else fp16)"
+    )
     parser.add_argument("--vocab", type=Path, metavar="FILE", help="vocabulary, if none lies beside the checkpoint")
     parser.add_argument("--no-verify", action="store_true", help="do not compare the result with the reference")
     parser.add_argument("--overwrite", action="store_true", help="replace a model folder that is there")
@@ -59,6 +63,7 @@ def export_main(argv: list[str]) -> int:
             head_bits=args.head_bits,
             method=args.method,
             calibration=args.calibration,
+            cache=args.cache,
             vocab=args.vocab,
             lora=args.lora,
             lora_alpha=args.lora_alpha,
@@ -99,8 +104,8 @@ def verify_main(argv: list[str]) -> int:
 def describe_export(report: ExportReport) -> list[str]:
     """Lines for a terminal: what was written, and what its verification found."""
     lines = [
-        f"exported {report.num_parameters:,} parameters in {report.precision} ({report.num_bytes / 1e6:.1f} MB) to "
-        f"{report.folder} in {report.seconds:.1f} s"
+        f"exported {report.num_parameters:,} parameters in {report.precision}, cache in {report.cache} "
+        f"({report.num_bytes / 1e6:.1f} MB), to {report.folder} in {report.seconds:.1f} s"
     ]
     if report.matrices:
         worst = max(report.matrices, key=lambda matrix: matrix.error)

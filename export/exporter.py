@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 import cpmbee
+from cpmbee.cache_types import CACHE_TYPES, CacheType
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, ConfigError, DependencyError, VocabularyError
 from cpmbee.export.builder import GraphBuilder
@@ -30,7 +31,7 @@ from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
 from cpmbee.export.transcripts import read_requests
 from cpmbee.export.weights import PRECISIONS, QUANTIZED, Precision
-from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION
+from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.model.tensor_names import expected_tensors
 from cpmbee.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ def export(
     head_bits: int = DEFAULT_HEAD_BITS,
     method: Method = "search",
     calibration: str | Path | None = None,
+    cache: CacheType | None = None,
     vocab: str | Path | None = None,
     lora: str | Path | LoraDelta | None = None,
     lora_alpha: float | None = None,
@@ -79,6 +81,8 @@ def export(
         calibration: JSON Lines of requests, best with their answers filled in: "search" then corrects what rounding
             does to each matrix by the inputs that it has in these requests (`cpmbee.export.error_feedback`). Runs the
             PyTorch reference, one layer in memory at a time.
+        cache: how the model keeps keys and values of earlier tokens: "fp32", "fp16", or "int8" with a scale for each
+            token and head. Computation stays fp32. None is fp32 for precision "fp32", else fp16.
         vocab: the vocabulary, where none lies beside the checkpoint.
         lora: a delta to merge, or where to read it.
         lora_alpha: its alpha, where no configuration beside it says so.
@@ -95,7 +99,8 @@ def export(
         ExportError: ``out`` cannot be written or must not be replaced, or verification does not hold.
         DependencyError: the checkpoint's format or the calibration needs a package that is not installed.
     """
-    _check_options(precision, block_size, head_bits, method)
+    cache = cache or ("fp32" if precision == "fp32" else "fp16")
+    _check_options(precision, block_size, head_bits, method, cache)
     if quality is not None:
         read_requests(quality)  # before anything is written
     tell = progress or _tell_nobody
@@ -109,19 +114,21 @@ def export(
             tell("calibrating", 0.0)
             moments = _calibrated(source, vocab_file, calibration)
         quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, moments)
-    planned = build_graph(source.config, precision, quantization)
+    planned = build_graph(source.config, precision, quantization, cache)
     with staged_folder(Path(out), overwrite) as folder:
         require_space(folder, sum(tensor.nbytes + ALIGNMENT for tensor in planned.stored.values()))
         hashed = HashedSource(source)
-        data_sha256 = _write_model(folder, planned, source.config, hashed, tell)
+        data_sha256 = _write_model(folder, planned, source.config, hashed, cache, tell)
         shutil.copyfile(vocab_file, folder / VOCABULARY_FILE)
         _write_json(folder / "config.json", {**source.config.to_dict(), "torch_dtype": _torch_dtype(source.config)})
         _write_json(folder / "generation_config.json", GenerationConfig().to_dict())
-        manifest = _manifest(folder, precision, quantization, source, hashed.hexdigest(), {DATA_FILE: data_sha256})
+        known = {DATA_FILE: data_sha256}
+        manifest = _manifest(folder, precision, quantization, cache, source, hashed.hexdigest(), known)
         _write_json(folder / MANIFEST, manifest)
         report = ExportReport(
             folder=Path(out),
             precision=precision,
+            cache=cache,
             num_parameters=sum(map(math.prod, expected_tensors(source.config).values())),
             num_bytes=sum(file.stat().st_size for file in folder.iterdir()),
             source_sha256=hashed.hexdigest(),
@@ -145,7 +152,7 @@ def _tell_nobody(stage: str, fraction: float) -> None:
     """The progress of an export that nobody watches."""
 
 
-def _check_options(precision: str, block_size: int, head_bits: int, method: str) -> None:
+def _check_options(precision: str, block_size: int, head_bits: int, method: str, cache: str) -> None:
     """Refuse options that do not exist.
 
     Raises:
@@ -156,6 +163,7 @@ def _check_options(precision: str, block_size: int, head_bits: int, method: str)
         ("block size", block_size, BLOCK_SIZES),
         ("head bits", head_bits, BITS),
         ("method", method, METHODS),
+        ("cache", cache, CACHE_TYPES),
     ):
         if value not in allowed:
             raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}")
@@ -191,7 +199,9 @@ def _vocabulary(source: TensorSource, vocab: str | Path | None) -> Path:
     return path
 
 
-def _write_model(folder: Path, planned: GraphBuilder, config: ModelConfig, source: HashedSource, tell: Progress) -> str:
+def _write_model(
+    folder: Path, planned: GraphBuilder, config: ModelConfig, source: HashedSource, cache: CacheType, tell: Progress
+) -> str:
     """Stream the tensors and write the graph; returns the data file's hash."""
     total = sum(tensor.nbytes for tensor in planned.stored.values())
     initializers = []
@@ -205,7 +215,7 @@ def _write_model(folder: Path, planned: GraphBuilder, config: ModelConfig, sourc
             except OverflowError as error:
                 raise CheckpointError(f"{', '.join(tensor.sources)}: {error}") from None
             done += tensor.nbytes
-    model = to_model(planned, config, initializers)
+    model = to_model(planned, config, initializers, cache)
     model.producer_version = cpmbee.__version__
     onnx.save(model, folder / MODEL_FILE)
     tell("writing tensors", 1.0)
@@ -216,12 +226,12 @@ def _manifest(
     folder: Path,
     precision: str,
     quantization: Quantization | None,
+    cache: CacheType,
     source: TensorSource,
     source_sha256: str,
     known_hashes: dict[str, str],
 ) -> dict[str, Any]:
     """The content of ``engine.json``."""
-    config = source.config
     by_group = dict.fromkeys(("embedding", "attention", "ffn", "head"), precision)
     quantized = {}
     if quantization is not None:
@@ -239,12 +249,7 @@ def _manifest(
         "schema_version": SCHEMA_VERSION,
         "precision": by_group,
         **quantized,
-        "cache": {
-            "num_layers": len(config.attention_layers),
-            "num_heads": config.num_attention_heads,
-            "dim_head": config.dim_head,
-            "dtype": "float32",
-        },
+        "cache": cache_layout(source.config, cache),
         "ops": {"domain": DOMAIN, "version": DOMAIN_VERSION},
         "files": {
             file.name: {"size": file.stat().st_size, "sha256": known_hashes.get(file.name) or _sha256(file)}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import onnx
 from onnx import TensorProto, helper
 
+from cpmbee.cache_types import CacheType, layer_tensors
 from cpmbee.folder import OPS_VERSION
 
 DOMAIN = "cpm_bee"
@@ -39,15 +40,17 @@ def bucketed_position_bias() -> onnx.FunctionProto:
     return _function(POSITION_BIAS, ["relation", "table"], ["bias"], nodes)
 
 
-def bucketed_attention() -> onnx.FunctionProto:
+def bucketed_attention(cache: CacheType = "fp32") -> onnx.FunctionProto:
     """The body of ``BucketedAttention``: append keys and values to the pool, then attend over the listed rows.
 
     Inputs: ``qkv`` float32 (batch, queries, 3 * heads * dim_head), all heads of q, then k, then v; ``relation`` and
     ``table`` as in ``BucketedPositionBias``; ``slots`` int32 (batch, keys), the pool rows of the keys; ``new_slots``
-    int32 (batch, queries), the pool rows to write; ``key_cache`` and ``value_cache`` float32 (rows, heads, dim_head).
+    int32 (batch, queries), the pool rows to write; ``key_cache`` and ``value_cache`` (rows, heads, dim_head) of the
+    type that ``cache`` names; with int8 ``key_scales`` and ``value_scales`` float32 (rows, heads), what the numbers of
+    a row and head are multiplied with.
     Attributes: ``num_heads`` and ``scale``, which multiplies q . k before the bias is added. Outputs: ``context``
-    float32 (batch, queries, heads * dim_head), zero for a query that sees no key, and the two caches with the new
-    rows in them.
+    float32 (batch, queries, heads * dim_head), zero for a query that sees no key, and the caches with the new rows in
+    them. New rows are rounded to the cache's type first, and attention reads them like all others.
     """
     nodes = [
         helper.make_node("Split", ["qkv"], ["query", "key", "value"], axis=-1, num_outputs=3),
@@ -60,8 +63,9 @@ def bucketed_attention() -> onnx.FunctionProto:
         int64s("column", [-1, 1]),
         helper.make_node("Cast", ["new_slots"], ["new_slots_int64"], to=TensorProto.INT64),
         helper.make_node("Reshape", ["new_slots_int64", "column"], ["new_indices"]),
-        helper.make_node("ScatterND", ["key_cache", "new_indices", "new_keys"], ["present_key_cache"]),
-        helper.make_node("ScatterND", ["value_cache", "new_indices", "new_values"], ["present_value_cache"]),
+        *_rounding(cache),
+        *_append("key", cache),
+        *_append("value", cache),
         # Scores: (batch, heads, queries, keys).
         int64s("same_same", [0, 0]),
         helper.make_node("Concat", ["same_same", "row_shape"], ["query_shape"], axis=0),
@@ -69,14 +73,14 @@ def bucketed_attention() -> onnx.FunctionProto:
         helper.make_node("Mul", ["query", "scale_factor"], ["scaled_query"]),
         helper.make_node("Reshape", ["scaled_query", "query_shape"], ["query_rows"]),
         helper.make_node("Transpose", ["query_rows"], ["query_heads"], perm=[0, 2, 1, 3]),
-        helper.make_node("Gather", ["present_key_cache", "slots"], ["key_rows"], axis=0),
+        *_read("key", cache),
         helper.make_node("Transpose", ["key_rows"], ["key_heads"], perm=[0, 2, 3, 1]),
         helper.make_node("MatMul", ["query_heads", "key_heads"], ["products"]),
         helper.make_node(POSITION_BIAS, ["relation", "table"], ["bias"], domain=DOMAIN),
         helper.make_node("Add", ["products", "bias"], ["scores"]),
         helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
         # Context: (batch, queries, heads * dim_head).
-        helper.make_node("Gather", ["present_value_cache", "slots"], ["value_rows"], axis=0),
+        *_read("value", cache),
         helper.make_node("Transpose", ["value_rows"], ["value_heads"], perm=[0, 2, 1, 3]),
         helper.make_node("MatMul", ["weights", "value_heads"], ["context_heads"]),
         helper.make_node("Transpose", ["context_heads"], ["context_rows"], perm=[0, 2, 1, 3]),
@@ -90,13 +94,76 @@ def bucketed_attention() -> onnx.FunctionProto:
         helper.make_node("Constant", [], ["zero"], value_float=0.0),
         helper.make_node("Where", ["sees_something", "seeing_context", "zero"], ["context"]),
     ]
+    caches = layer_tensors(cache)
     return _function(
         ATTENTION,
-        ["qkv", "relation", "table", "slots", "new_slots", "key_cache", "value_cache"],
-        ["context", "present_key_cache", "present_value_cache"],
+        ["qkv", "relation", "table", "slots", "new_slots", *caches],
+        ["context", *(f"present_{name}" for name in caches)],
         nodes,
         ["num_heads", "scale"],
     )
+
+
+def _rounding(cache: CacheType) -> list[onnx.NodeProto]:
+    """Constants that `_append` needs."""
+    if cache == "fp32":
+        return []
+    largest = 65504.0 if cache == "fp16" else 127.0
+    nodes = [
+        helper.make_node("Constant", [], ["largest"], value_float=largest),
+        helper.make_node("Constant", [], ["smallest"], value_float=-largest),
+    ]
+    if cache == "int8":
+        nodes += [int64s("last", [-1]), helper.make_node("Constant", [], ["tiny"], value_float=1e-30)]
+    return nodes
+
+
+def _append(kind: str, cache: CacheType) -> list[onnx.NodeProto]:
+    """Round ``new_keys`` or ``new_values`` and write them to their pool.
+
+    Half precision saturates; an int8 row and head has the scale at which its largest magnitude becomes 127.
+    """
+    new, stored = f"new_{kind}s", f"new_{kind}_numbers"
+    scatter = [helper.make_node("ScatterND", [f"{kind}_cache", "new_indices", stored], [f"present_{kind}_cache"])]
+    if cache == "fp32":
+        scatter[0].input[2] = new
+        return scatter
+    if cache == "fp16":
+        return [
+            helper.make_node("Clip", [new, "smallest", "largest"], [f"{new}_inside"]),
+            helper.make_node("Cast", [f"{new}_inside"], [stored], to=TensorProto.FLOAT16),
+            *scatter,
+        ]
+    scales = f"new_{kind}_scales"
+    return [
+        helper.make_node("Abs", [new], [f"{new}_magnitudes"]),
+        helper.make_node("ReduceMax", [f"{new}_magnitudes", "last"], [f"{new}_largest"], keepdims=1),
+        helper.make_node("Max", [f"{new}_largest", "tiny"], [f"{new}_reach"]),
+        helper.make_node("Div", [f"{new}_reach", "largest"], [f"{scales}_column"]),
+        helper.make_node("Div", [new, f"{scales}_column"], [f"{new}_units"]),
+        helper.make_node("Round", [f"{new}_units"], [f"{new}_rounded"]),
+        helper.make_node("Cast", [f"{new}_rounded"], [stored], to=TensorProto.INT8),
+        *scatter,
+        helper.make_node("Squeeze", [f"{scales}_column", "last"], [scales]),
+        helper.make_node("ScatterND", [f"{kind}_scales", "new_indices", scales], [f"present_{kind}_scales"]),
+    ]
+
+
+def _read(kind: str, cache: CacheType) -> list[onnx.NodeProto]:
+    """``key_rows`` or ``value_rows``, float32 (batch, keys, heads, dim_head): what is in the listed rows of a pool."""
+    rows, stored = f"{kind}_rows", f"{kind}_numbers"
+    if cache == "fp32":
+        return [helper.make_node("Gather", [f"present_{kind}_cache", "slots"], [rows], axis=0)]
+    gather = helper.make_node("Gather", [f"present_{kind}_cache", "slots"], [stored], axis=0)
+    if cache == "fp16":
+        return [gather, helper.make_node("Cast", [stored], [rows], to=TensorProto.FLOAT)]
+    return [
+        gather,
+        helper.make_node("Cast", [stored], [f"{kind}_units"], to=TensorProto.FLOAT),
+        helper.make_node("Gather", [f"present_{kind}_scales", "slots"], [f"{kind}_row_scales"], axis=0),
+        helper.make_node("Unsqueeze", [f"{kind}_row_scales", "last"], [f"{kind}_scale_column"]),
+        helper.make_node("Mul", [f"{kind}_units", f"{kind}_scale_column"], [rows]),
+    ]
 
 
 def _function(

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
+from cpmbee.cache_types import CacheType, layer_tensors
 from cpmbee.config import ModelConfig
 from cpmbee.export import weights
 from cpmbee.export.assembly import FLOAT, Assembly, quantized_attributes
@@ -36,7 +37,10 @@ class Residual(NamedTuple):
 
 
 def build_graph(
-    config: ModelConfig, precision: weights.Precision, quantization: Quantization | None = None
+    config: ModelConfig,
+    precision: weights.Precision,
+    quantization: Quantization | None = None,
+    cache: CacheType = "fp32",
 ) -> GraphBuilder:
     """All nodes of the model and the tensors it needs; nothing is read yet.
 
@@ -44,9 +48,10 @@ def build_graph(
         config: the model.
         precision: of stored matrices.
         quantization: how they are quantized, where ``precision`` is a quantized one.
+        cache: how its rows are stored.
     """
     dtype = np.dtype(np.float16) if precision == "fp16" else np.dtype(np.float32)
-    made = Assembly(GraphBuilder(), config, dtype, quantization)
+    made = Assembly(GraphBuilder(), config, dtype, quantization, cache)
     graph = made.graph
     table = graph.weight(weights.bias_table("position_bias", BIAS_TABLE, config)) if config.attention_layers else ""
     if quantization is None:
@@ -124,13 +129,13 @@ def _attention_block(made: Assembly, layer: int, state: Residual, table: str) ->
     sources = tuple(f"{source}.self_attention.project_{part}.weight" for part in "qkv")
     dims_out = (config.attention_dim,) * 3
     qkv = made.linear(normed, f"{scope}/qkv", f"{scope}/qkv_weight", sources, config.hidden_size, dims_out)
-    n = made.num_caches
+    caches = [f"{tensor}.{made.num_caches}" for tensor in layer_tensors(made.cache)]
     made.num_caches += 1
     context = f"{scope}/context"
     graph.multi(
         ATTENTION,
-        [qkv, "relation", table, "slots", "new_slots", f"key_cache.{n}", f"value_cache.{n}"],
-        [context, f"present_key_cache.{n}", f"present_value_cache.{n}"],
+        [qkv, "relation", table, "slots", "new_slots", *caches],
+        [context, *(f"present_{name}" for name in caches)],
         f"{scope}/attention",
         DOMAIN,
         num_heads=config.num_attention_heads,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import onnx
 from onnx import TensorProto, helper
 
+from cpmbee.cache_types import CacheType, cache_names
 from cpmbee.config import ModelConfig
 from cpmbee.export.builder import CONTRIB, GraphBuilder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION, bucketed_attention, bucketed_position_bias
@@ -18,12 +19,18 @@ from cpmbee.export.row_functions import add_rms_norm, gated_gelu, rms_norm, subs
 IR_VERSION = 9  # the oldest supported runtime, 1.18, reads it
 OPSET = 18
 FLOAT = TensorProto.FLOAT
+NUMBERS: dict[CacheType, int] = {"fp32": FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}  # of the cache
 
 
-def to_model(graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.TensorProto]) -> onnx.ModelProto:
+def to_model(
+    graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.TensorProto], cache: CacheType
+) -> onnx.ModelProto:
     """Wrap the nodes with inputs, outputs, functions and ``initializers`` into a model."""
-    caches = [f"{kind}_cache.{n}" for n in range(len(config.attention_layers)) for kind in ("key", "value")]
-    row: list[str | int] = ["P", config.num_attention_heads, config.dim_head]
+    scales: list[str | int] = ["P", config.num_attention_heads]
+    caches = {
+        name: (FLOAT, scales) if "scales" in name else (NUMBERS[cache], [*scales, config.dim_head])
+        for name in cache_names(config, cache)
+    }
     inputs = [
         _value("input_ids", TensorProto.INT32, ["B", "Q"]),
         _value("input_subs", TensorProto.INT32, ["B", "Q"]),
@@ -33,15 +40,15 @@ def to_model(graph: GraphBuilder, config: ModelConfig, initializers: list[onnx.T
         _value("logits_index", TensorProto.INT32, ["B", "R"]),
         _value("ext_ids", TensorProto.INT32, ["E"]),
         _value("ext_subs", TensorProto.INT32, ["E"]),
-        *(_value(name, FLOAT, row) for name in caches),
+        *(_value(name, *described) for name, described in caches.items()),
     ]
     outputs = [
         _value("logits", FLOAT, ["B", "R", "V_plus_E"]),
-        *(_value(f"present_{name}", FLOAT, row) for name in caches),
+        *(_value(f"present_{name}", *described) for name, described in caches.items()),
     ]
     constants = [*graph.constants.values(), *initializers]
     opsets = [helper.make_opsetid(*pair) for pair in (("", OPSET), (CONTRIB, 1), (DOMAIN, DOMAIN_VERSION))]
-    functions = [bucketed_position_bias(), bucketed_attention()]
+    functions = [bucketed_position_bias(), bucketed_attention(cache)]
     functions += [subscript_rotation(config.half), rms_norm(), add_rms_norm(), gated_gelu()]
     if graph.quantized:
         functions += [quantized_linear(), quantized_embedding(graph.quantized[0].layout.bits)]

@@ -44,12 +44,7 @@ class OnnxModel:
         if use_native:
             native.register(options)
         self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-        row = (cache_rows + 1, config.num_attention_heads, config.dim_head)
-        self._caches = {
-            f"{kind}_cache.{n}": np.zeros(row, np.float32)
-            for n in range(len(config.attention_layers))
-            for kind in ("key", "value")
-        }
+        self._caches = CacheArrays(self._session).zeros(cache_rows + 1)
 
     def run_all(self, inputs: Sequence[GraphInputs]) -> Iterator[NDArray[np.float32]]:
         """Logits (B, R, V + E) of one call after the other."""

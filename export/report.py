@@ -109,6 +109,7 @@ class ExportReport:
     Attributes:
         folder: the model folder.
         precision: of the stored matrices.
+        cache: how cache rows are stored.
         num_parameters: values in the stored tensors.
         num_bytes: size of all files.
         source_sha256: hash of the tensors that were read.
@@ -119,6 +120,7 @@ class ExportReport:
 
     folder: Path
     precision: str
+    cache: str
     num_parameters: int
     num_bytes: int
     source_sha256: str

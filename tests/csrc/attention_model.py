@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from cpmbee import native
+from cpmbee.cache_types import CACHE_DTYPES, CacheType, layer_tensors
 from cpmbee.export import functions
 
 requires_native = pytest.mark.skipif(
@@ -33,30 +34,33 @@ class Shape:
     dim_head: int = 16
     buckets: int = 24
     rows: int = 40  # of each cache
+    cache: CacheType = "fp32"
 
 
 def attention_model(shape: Shape, scale: float = 0.25, table: npt.NDArray[np.float32] | None = None) -> bytes:
     """A model that is one ``BucketedAttention``; with ``table`` given, the bias table is a constant of the model."""
     heads, dim_head = shape.heads, shape.dim_head
-    cache = ["rows", heads, dim_head]
+    number = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}[shape.cache]
+    caches: dict[str, tuple[int, list[Any]]] = {
+        name: (TensorProto.FLOAT, ["rows", heads]) if "scales" in name else (number, ["rows", heads, dim_head])
+        for name in layer_tensors(shape.cache)
+    }
     inputs = {
         "qkv": (TensorProto.FLOAT, ["batch", "queries", 3 * heads * dim_head]),
         "relation": (TensorProto.INT16, ["batch", "queries", "keys"]),
         "table": (TensorProto.FLOAT, ["buckets", heads]),
         "slots": (TensorProto.INT32, ["batch", "keys"]),
         "new_slots": (TensorProto.INT32, ["batch", "queries"]),
-        "key_cache": (TensorProto.FLOAT, cache),
-        "value_cache": (TensorProto.FLOAT, cache),
+        **caches,
     }
     outputs = {
         "context": (TensorProto.FLOAT, ["batch", "queries", heads * dim_head]),
-        "present_key_cache": (TensorProto.FLOAT, cache),
-        "present_value_cache": (TensorProto.FLOAT, cache),
+        **{f"present_{name}": value for name, value in caches.items()},
     }
     node = helper.make_node(
         functions.ATTENTION, list(inputs), list(outputs), domain=functions.DOMAIN, num_heads=heads, scale=scale
     )
-    return one_node_model(node, inputs, outputs, {} if table is None else {"table": table})
+    return one_node_model(node, inputs, outputs, {} if table is None else {"table": table}, shape.cache)
 
 
 def position_bias_model(heads: int, table: npt.NDArray[np.float32] | None = None) -> bytes:
@@ -75,6 +79,7 @@ def one_node_model(
     inputs: dict[str, tuple[int, list[Any]]],
     outputs: dict[str, tuple[int, list[Any]]],
     constants: Arrays,
+    cache: CacheType = "fp32",
 ) -> bytes:
     """The node, its functions and its constants as a checked, serialized model."""
     graph = helper.make_graph(
@@ -89,7 +94,7 @@ def one_node_model(
         [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(functions.DOMAIN, functions.DOMAIN_VERSION)]
-    bodies = [functions.bucketed_position_bias(), functions.bucketed_attention()]
+    bodies = [functions.bucketed_position_bias(), functions.bucketed_attention(cache)]
     model = helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=9)
     onnx.checker.check_model(model, full_check=True)
     serialized: bytes = model.SerializeToString()
@@ -122,15 +127,29 @@ def random_inputs(rng: np.random.Generator, shape: Shape, masked: float = 0.3) -
     padding = slots == 0  # what row 0 holds after the call is nobody's business, so nobody may look
     relation[np.broadcast_to(padding[:, None, :], relation.shape)] = -1
     cache = (shape.rows, shape.heads, shape.dim_head)
-    return {
+    return {  # float16 and int8 caches hold what these numbers become
         "qkv": rng.standard_normal((batch, queries, 3 * shape.heads * shape.dim_head), dtype=np.float32),
         "relation": relation,
         "table": rng.standard_normal((shape.buckets, shape.heads), dtype=np.float32),
         "slots": slots,
         "new_slots": new_slots,
-        "key_cache": rng.standard_normal(cache, dtype=np.float32),
-        "value_cache": rng.standard_normal(cache, dtype=np.float32),
+        **stored_cache("key", rng.standard_normal(cache, dtype=np.float32), shape.cache),
+        **stored_cache("value", rng.standard_normal(cache, dtype=np.float32), shape.cache),
     }
+
+
+def stored_cache(kind: str, numbers: npt.NDArray[np.float32], cache: CacheType) -> Arrays:
+    """Rows (..., heads, dim_head) as a cache stores them."""
+    if cache != "int8":
+        return {f"{kind}_cache": numbers.astype(CACHE_DTYPES[cache])}
+    scales = np.maximum(np.abs(numbers).max(axis=-1, initial=0), np.float32(1e-30)) / np.float32(127)
+    return {f"{kind}_cache": np.rint(numbers / scales[..., None]).astype(np.int8), f"{kind}_scales": scales}
+
+
+def read_cache(kind: str, arrays: Arrays, rows: npt.NDArray[np.int32] | int) -> npt.NDArray[np.float64]:
+    """What rows of a cache stand for."""
+    numbers = arrays[f"{kind}_cache"][rows].astype(np.float64)
+    return numbers * arrays[f"{kind}_scales"][rows][..., None] if f"{kind}_scales" in arrays else numbers
 
 
 def expected_attention(inputs: Arrays, shape: Shape, scale: float = 0.25) -> list[npt.NDArray[Any]]:
@@ -138,12 +157,12 @@ def expected_attention(inputs: Arrays, shape: Shape, scale: float = 0.25) -> lis
     batch, queries = inputs["new_slots"].shape
     parts = np.split(inputs["qkv"], 3, axis=-1)
     query, key, value = (part.reshape(batch, queries, shape.heads, shape.dim_head) for part in parts)
-    key_cache, value_cache = inputs["key_cache"].copy(), inputs["value_cache"].copy()
+    caches = {name: inputs[name].copy() for name in layer_tensors(shape.cache)}
     for b in range(batch):
-        key_cache[inputs["new_slots"][b]] = key[b]
-        value_cache[inputs["new_slots"][b]] = value[b]
-    keys = key_cache[inputs["slots"]].astype(np.float64)  # (batch, keys, heads, dim_head)
-    values = value_cache[inputs["slots"]].astype(np.float64)
+        new = {**stored_cache("key", key[b], shape.cache), **stored_cache("value", value[b], shape.cache)}
+        for name, cache in caches.items():
+            cache[inputs["new_slots"][b]] = new[name]
+    keys, values = (read_cache(kind, caches, inputs["slots"]) for kind in ("key", "value"))  # (batch, keys, heads, .)
     scores = np.einsum("bqhd,bkhd->bhqk", query.astype(np.float64) * scale, keys)
     scores += expected_bias(inputs["relation"], inputs["table"])
     highest = scores.max(axis=-1, keepdims=True, initial=np.finfo(np.float64).min)
@@ -151,7 +170,7 @@ def expected_attention(inputs: Arrays, shape: Shape, scale: float = 0.25) -> lis
     total = weights.sum(axis=-1, keepdims=True)
     weights = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
     context = np.einsum("bhqk,bkhd->bqhd", weights, values).reshape(batch, queries, -1)
-    return [context, key_cache, value_cache]
+    return [context, *caches.values()]
 
 
 def expected_bias(relation: npt.NDArray[np.int16], table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpmbee import native
+from cpmbee.cache_types import CACHE_TYPES, CacheType, layer_tensors
 from tests.csrc.attention_model import (
     Arrays,
     Shape,
@@ -20,6 +21,7 @@ from tests.csrc.attention_model import (
     expected_attention,
     open_session,
     random_inputs,
+    read_cache,
     requires_native,
 )
 
@@ -33,6 +35,7 @@ SHAPES = st.builds(
     dim_head=st.one_of(st.sampled_from([16, 24, 40, 64, 128]), st.integers(1, 130)),
     buckets=st.integers(1, 600),
     rows=st.integers(2, 400),
+    cache=st.sampled_from(CACHE_TYPES),
 )
 
 
@@ -53,10 +56,10 @@ def available_isas() -> list[str]:
 
 
 def assert_results(results: list[npt.NDArray[Any]], inputs: Arrays, shape: Shape, tolerance: float = TOLERANCE) -> None:
-    context, keys, values = expected_attention(inputs, shape)
+    context, *caches = expected_attention(inputs, shape)
     np.testing.assert_allclose(results[0], context, rtol=tolerance, atol=tolerance)
-    np.testing.assert_array_equal(results[1][1:], keys[1:])  # row 0 is scratch
-    np.testing.assert_array_equal(results[2][1:], values[1:])
+    for found, expected in zip(results[1:], caches, strict=True):
+        np.testing.assert_array_equal(found[1:], expected[1:])  # row 0 is scratch
 
 
 @settings(max_examples=40, deadline=None)
@@ -82,9 +85,10 @@ def test_native_equals_numpy_on_every_instruction_set(shape: Shape, seed: int, m
 
 
 @requires_native
+@pytest.mark.parametrize("cache", CACHE_TYPES)
 @pytest.mark.parametrize("queries", [1, 8, 9, 400])
-def test_threads_change_no_bit(queries: int) -> None:
-    shape = Shape(batch=2, queries=queries, keys=500, heads=5, dim_head=40, rows=1200)
+def test_threads_change_no_bit(queries: int, cache: CacheType) -> None:
+    shape = Shape(batch=2, queries=queries, keys=500, heads=5, dim_head=40, rows=1200, cache=cache)
     inputs = random_inputs(np.random.default_rng(queries), shape)
     for isa in available_isas():
         native.cap_isa(isa)
@@ -94,28 +98,30 @@ def test_threads_change_no_bit(queries: int) -> None:
 
 
 @requires_native
+@pytest.mark.parametrize("cache", CACHE_TYPES)
 @pytest.mark.parametrize("queries", [1, 9])
-def test_padding_and_neighbours_change_no_bit(queries: int) -> None:
+def test_padding_and_neighbours_change_no_bit(queries: int, cache: CacheType) -> None:
     """A sequence gets the same context alone as beside another one in a batch that is padded to more keys."""
-    shape = Shape(batch=2, queries=queries, keys=400, heads=3, dim_head=24, rows=500)
+    shape = Shape(batch=2, queries=queries, keys=400, heads=3, dim_head=24, rows=500, cache=cache)
     inputs = random_inputs(np.random.default_rng(5), shape)
     inputs["relation"][0, :, 130:] = -1
     inputs["slots"][0, 130:] = 0
     batch = open_session(attention_model(shape), use_native=True).run(None, inputs)
     alone = {name: inputs[name][:1] for name in ("qkv", "new_slots")}
     alone |= {"relation": inputs["relation"][:1, :, :130], "slots": inputs["slots"][:1, :130]}
-    alone |= {"table": inputs["table"], "key_cache": batch[1], "value_cache": batch[2]}
+    alone |= {"table": inputs["table"], **dict(zip(layer_tensors(cache), batch[1:], strict=True))}
     single = open_session(attention_model(shape), use_native=True).run(None, alone)
     np.testing.assert_array_equal(single[0][0], batch[0][0])
 
 
+@pytest.mark.parametrize("cache", CACHE_TYPES)
 @pytest.mark.parametrize("use_native", [pytest.param(True, marks=requires_native), False])
-def test_bound_caches_are_updated_in_place(use_native: bool) -> None:
-    shape = Shape()
+def test_bound_caches_are_updated_in_place(use_native: bool, cache: CacheType) -> None:
+    shape = Shape(cache=cache)
     session = open_session(attention_model(shape), use_native=use_native)
     rng = np.random.default_rng(3)
     inputs = random_inputs(rng, shape)
-    caches = {name: ort.OrtValue.ortvalue_from_numpy(inputs[name].copy()) for name in ("key_cache", "value_cache")}
+    caches = {name: ort.OrtValue.ortvalue_from_numpy(inputs[name].copy()) for name in layer_tensors(cache)}
     for _ in range(3):  # each step continues from what the last one wrote
         step = random_inputs(rng, shape) | {name: inputs[name] for name in caches}
         expected = expected_attention(step, shape)
@@ -132,9 +138,9 @@ def test_bound_caches_are_updated_in_place(use_native: bool) -> None:
         context = next(v.numpy() for v in outputs.values() if v.shape() == list(expected[0].shape))
         np.testing.assert_allclose(context, expected[0], rtol=TOLERANCE, atol=TOLERANCE)
         inputs |= dict(zip(caches, expected[1:], strict=True))
-        for name, cache in caches.items():
-            np.testing.assert_array_equal(cache.numpy()[1:], inputs[name][1:])
-            inputs[name][0] = cache.numpy()[0]  # scratch goes on as it is
+        for name, value in caches.items():
+            np.testing.assert_array_equal(value.numpy()[1:], inputs[name][1:])
+            inputs[name][0] = value.numpy()[0]  # scratch goes on as it is
 
 
 @pytest.mark.parametrize("use_native", [pytest.param(True, marks=requires_native), False])
@@ -159,3 +165,25 @@ def test_large_scores_neither_overflow_nor_lose_the_largest(queries: int) -> Non
         native.cap_isa(isa)
         results = session.run(None, inputs)
         assert_results(results, inputs, shape, tolerance=5e-3)  # float32 scores of 1e4 are 1e-3 apart
+
+
+@pytest.mark.parametrize("use_native", [pytest.param(True, marks=requires_native), False])
+@pytest.mark.parametrize("cache", ["fp16", "int8"])
+def test_numbers_that_the_cache_cannot_hold(cache: CacheType, use_native: bool) -> None:
+    """Too large ones saturate, zeros and tiny ones do not divide by zero, halves are rounded to even."""
+    values = np.array([[1e6, -3e5, 0, 1e-9], [0, 0, 0, 0], [1e-38, -1e-38, 0, 0], [127, 0.5, 1.5, -2.5]], np.float32)
+    shape = Shape(batch=1, queries=1, keys=1, heads=4, dim_head=4, rows=2, buckets=1, cache=cache)
+    inputs = random_inputs(np.random.default_rng(0), shape)
+    inputs |= {"slots": np.ones((1, 1), np.int32), "new_slots": np.ones((1, 1), np.int32)}
+    inputs["relation"][:] = 0
+    inputs["qkv"][0, 0] = np.concatenate([np.zeros(16, np.float32), values.ravel(), values.ravel()])
+    expected = np.clip(values, -65504, 65504).astype(np.float16)
+    if cache == "int8":
+        expected = np.array([[127, -38, 0, 0], [0] * 4, [0] * 4, [127, 0, 2, -2]], np.int8)
+    session = open_session(attention_model(shape), use_native=use_native)
+    for isa in available_isas() if use_native else native.ISA_NAMES[:1]:
+        native.cap_isa(isa)
+        context, *caches = session.run(None, inputs)
+        np.testing.assert_array_equal(caches[0][1], expected)
+        np.testing.assert_array_equal(caches[1][1], expected)
+        np.testing.assert_allclose(context.ravel(), read_cache("value", dict(zip(layer_tensors(cache), caches, strict=True)), 1).ravel(), rtol=1e-6)

@@ -177,7 +177,7 @@ def test_every_prefix_of_a_graph_is_read_or_refused(folder: Path) -> None:
         (lambda m: m.update(schema_version=99), "schema version 99"),
         (
             lambda m: m["ops"].update(version=99),
-            "version 99 of the custom ops, but this version of cpmbee knows 1 to 2",
+            "version 99 of the custom ops, but this version of cpmbee knows 1 to 3",
         ),
         (lambda m: m.pop("ops"), "version None of the custom ops"),
         (lambda m: m.update(format="other"), "not the manifest"),

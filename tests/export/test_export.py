@@ -57,8 +57,8 @@ def test_manifest(tmp_path: Path) -> None:
     assert manifest["format"] == "cpmbee-onnx"
     assert manifest["schema_version"] == 1
     assert manifest["precision"] == dict.fromkeys(["embedding", "attention", "ffn", "head"], "fp16")
-    assert manifest["cache"] == {"num_layers": 3, "num_heads": 3, "dim_head": 8, "dtype": "float32"}
-    assert manifest["ops"] == {"domain": "cpm_bee", "version": 2}
+    assert manifest["cache"] == {"num_layers": 3, "num_heads": 3, "dim_head": 8, "dtype": "float16"}
+    assert manifest["ops"] == {"domain": "cpm_bee", "version": 3}
     assert manifest["created_with"]["cpmbee"] == cpmbee.__version__
     assert manifest["source"]["format"] == "safetensors"
     assert sorted(manifest["files"]) == [f for f in FILES if f not in ("engine.json", "export_report.json")]
