@@ -9,15 +9,13 @@ from pathlib import Path
 from cpmbee.bench.cost import num_parameters, operations
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.encoding import Data
-from cpmbee.errors import ConfigError, ModelFolderError, VocabularyError
-from cpmbee.folder import MANIFEST, ModelFolder, open_folder
-from cpmbee.json_file import read_json_object
+from cpmbee.errors import ConfigError, VocabularyError
+from cpmbee.folder import ModelFolder, open_folder
 from cpmbee.machine import physical_memory
 from cpmbee.prompt import encode_prompt
 from cpmbee.tokenizer import Tokenizer
 
 EMPTY: Data = {"input": "", "<ans>": ""}
-CACHE_TYPES = {"float32": "fp32", "float16": "fp16"}
 PROCESS_BYTES = 200 << 20  # of Python, ONNX Runtime and working memory, at least
 RELATION_BYTES = 2  # of each pair of a prompt's tokens
 
@@ -91,7 +89,6 @@ def cache_row_bytes(folder: ModelFolder) -> int:
 def _subject(folder: ModelFolder) -> Subject:
     files = [file for file in folder.path.iterdir() if file.name.startswith("model.onnx.")]
     size = sum(file.stat().st_size for file in files)
-    cache = read_json_object(folder.path / MANIFEST, "the manifest of an exported model", ModelFolderError)["cache"]
     return Subject(
         label=folder.path.resolve().name,
         model=folder.path.resolve().name,
@@ -99,7 +96,7 @@ def _subject(folder: ModelFolder) -> Subject:
         module="cpmbee.bench.cell",
         path=folder.path.resolve(),
         precision=folder.precision.get("ffn", "?"),
-        cache=CACHE_TYPES.get(cache["dtype"], cache["dtype"]),
+        cache=folder.cache,
         parameters=num_parameters(folder.config),
         file_bytes=sum(file.stat().st_size for file in folder.path.iterdir() if file.is_file()),
         weight_bytes=size,

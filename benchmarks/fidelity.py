@@ -79,7 +79,7 @@ def _write_reference(spec: dict[str, str]) -> None:
     config = ModelConfig.from_file(path / "config.json") if source is None else source.config
     transcripts = read_transcripts(spec["requests"], Tokenizer.from_file(spec["vocabulary"]), config)
     if source is None:
-        model = _open_model(path, config, transcripts)
+        model = _open_model(path, transcripts)
         logits: Any = (model.run(transcript.inputs)[0] for transcript in transcripts)
         _save(spec, logits)
         return
@@ -101,15 +101,15 @@ def _compare(spec: dict[str, str]) -> dict[str, Any]:
     folder = open_folder(spec["model"])
     transcripts = read_transcripts(spec["requests"], Tokenizer.from_file(spec["vocabulary"]), folder.config)
     expected = (np.load(Path(spec["logits"]) / f"{i}.npy") for i in range(len(transcripts)))
-    return asdict(compare(_open_model(folder.path, folder.config, transcripts), transcripts, expected))
+    return asdict(compare(_open_model(folder.path, transcripts), transcripts, expected))
 
 
-def _open_model(folder: Path, config: Any, transcripts: Any) -> Any:
+def _open_model(folder: Path, transcripts: Any) -> Any:
     from cpmbee import native
     from cpmbee.export.onnx_model import OnnxModel
 
     rows = max(transcript.num_tokens for transcript in transcripts)
-    return OnnxModel(folder / "model.onnx", config, rows, use_native=native.library_path() is not None)
+    return OnnxModel(folder / "model.onnx", rows, use_native=native.library_path() is not None)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,6 @@ def measured(
     draws: list[Path], transcripts: list[Transcript], calibration: Path, wanted: Iterator[Setting], scratch: Path
 ) -> Iterator[dict[str, Any]]:
     """One row for each setting, printed as it comes; the first draw is the checkpoint itself."""
-    config = ModelConfig.from_file(draws[0] / "config.json")
     expected = reference(draws[0], transcripts)
     print("| body | head | block | scales | file (MB) | KL (nats) | ± | top-1 (%) | right (%) |\n" + "|---" * 9 + "|")
     for setting in wanted:
@@ -156,7 +155,7 @@ def measured(
                 verify=False,
                 overwrite=True,
             )
-            found.append(measure(open_model(folder, config, transcripts), transcripts, expected))
+            found.append(measure(open_model(folder, transcripts), transcripts, expected))
             worst = max([worst, *(matrix.error for matrix in report.matrices)])
         size = (folder / "model.onnx.data").stat().st_size
         summary = {"data_bytes": size, "worst_matrix_error": worst, **summarized(found)}
@@ -239,10 +238,10 @@ def reference(checkpoint: Path, transcripts: list[Transcript]) -> list[NDArray[n
         return list(streamed_logits(source, [t.inputs for t in transcripts], lambda stage, fraction: None))
 
 
-def open_model(folder: Path, config: ModelConfig, transcripts: list[Transcript]) -> OnnxModel:
+def open_model(folder: Path, transcripts: list[Transcript]) -> OnnxModel:
     """A session with room for the longest transcript."""
     rows = max(transcript.num_tokens for transcript in transcripts)
-    return OnnxModel(folder / "model.onnx", config, rows, use_native=native.library_path() is not None)
+    return OnnxModel(folder / "model.onnx", rows, use_native=native.library_path() is not None)
 
 
 def divided(files: list[Path], calibration: list[Path] | None, count: int) -> tuple[Requests, Requests]:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from cpmbee.cache_types import CacheType
 from cpmbee.export.probes import GraphInputs, Probe, batch_inputs
 from cpmbee.export.report import Check
 
@@ -17,6 +18,7 @@ Float32 = NDArray[np.float32]
 PROMPT, STEP, BATCH = "prompt", "cached step", "padded batch"  # kinds of calls
 TOLERANCE = 1e-4  # of logits, relative to their range
 ROUNDED_TOLERANCE = 1e-1  # the same, where products round activations to int8 and the reference does not
+CACHE_TOLERANCES: dict[CacheType, float] = {"fp32": TOLERANCE, "fp16": 1e-2, "int8": 1e-1}  # the same, of cache rows
 
 
 class SteppedModel(Protocol):

@@ -1,12 +1,13 @@
-"""A quantized model whose products are exact: the same file, the same graph, but no activation is rounded.
+"""A model whose products and cache are exact: the same file, the same graph, but no activation is rounded.
 
 Rounding activations moves logits by about one hundredth of their range, enough to hide a slightly wrong graph. With
-``QuantizedLinear`` exchanged for an fp32 product with the dequantized weights, what is left has to agree with the
-reference as closely as an fp32 export does.
+``QuantizedLinear`` exchanged for an fp32 product with the dequantized weights, and cache rows kept in fp32, what is
+left has to agree with the reference as closely as an fp32 export does.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from onnx import TensorProto, helper
 
 from cpmbee.export.builder import CONTRIB
 from cpmbee.export.dequantized import external_tensors
-from cpmbee.export.functions import DOMAIN
+from cpmbee.export.functions import ATTENTION, DOMAIN, bucketed_attention
 from cpmbee.export.packing import BlockFormat
 from cpmbee.export.pieces import PiecewiseModel
 from cpmbee.export.quantize import StoredMatrix
@@ -27,7 +28,7 @@ Array = NDArray[Any]
 
 
 class ExactModel(PiecewiseModel):
-    """A quantized folder's model with exact products, a few matrices in fp32 at a time; the file is not touched.
+    """A folder's model with exact products and cache, a few matrices in fp32 at a time; the file is not touched.
 
     Args:
         model_file: ``model.onnx``, its data file beside it.
@@ -35,6 +36,7 @@ class ExactModel(PiecewiseModel):
 
     def __init__(self, model_file: Path) -> None:
         model = onnx.load(model_file, load_external_data=False)
+        _widen_cache(model)
         super().__init__(model, external_tensors(model_file), use_native=False)
 
     def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
@@ -48,6 +50,25 @@ class ExactModel(PiecewiseModel):
                 node.CopyFrom(helper.make_node("FusedMatMul", [value, matrix], node.output, domain=CONTRIB, transB=1))
         read = {name for node in inlined.graph.node for name in node.input}
         return inlined, {name: array for name, array in weights.items() if name in read}
+
+
+def _widen_cache(model: onnx.ModelProto) -> None:
+    """Make a model keep its cache in fp32."""
+    exact = bucketed_attention("fp32")
+    scales: set[str] = set()
+    for node in model.graph.node:
+        if (node.domain, node.op_type) == (DOMAIN, ATTENTION):
+            scales.update([*node.input[len(exact.input) :], *node.output[len(exact.output) :]])
+            del node.input[len(exact.input) :], node.output[len(exact.output) :]
+    for values in (model.graph.input, model.graph.output):
+        for value in [value for value in values if value.name in scales]:
+            values.remove(value)
+        for value in values:
+            if re.match(r"(present_)?(key|value)_cache\.", value.name):
+                value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    for function in model.functions:
+        if function.name == ATTENTION:
+            function.CopyFrom(exact)
 
 
 def _dequantized(node: onnx.NodeProto, packed: Array, scales: Array) -> Array:

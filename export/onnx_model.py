@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from cpmbee import native
-from cpmbee.config import ModelConfig
+from cpmbee.cache_types import CacheArrays
 from cpmbee.export.probes import GraphInputs
 
 
@@ -23,7 +23,6 @@ class OnnxModel:
 
     Args:
         model: ``model.onnx``, its data file beside it.
-        config: of the model.
         cache_rows: rows of the cache, row 0 (scratch) not counted.
         use_native: with the native kernels, or with the function bodies in the file.
         level: how far ONNX Runtime optimizes the graph.
@@ -32,7 +31,6 @@ class OnnxModel:
     def __init__(
         self,
         model: Path,
-        config: ModelConfig,
         cache_rows: int,
         *,
         use_native: bool,

@@ -5,7 +5,8 @@ beams, through the engine: with the native kernels, and with the function bodies
 reference cannot run: native kernels and function bodies are then compared with each other, and the report says so.
 
 A quantized folder is compared with the reference on the weights that the file means: closely with exact products
-(`cpmbee.export.exact_model`), loosely with those that round activations. How much quantization costs is another
+(`cpmbee.export.exact_model`), loosely with those that round activations. A cache in fewer bits is exact in the first
+comparison, too, and rounded in the others. How much quantization costs is another
 question, and no check: the report's quality answers it, against fp32 and on requests of the caller's.
 """
 
@@ -24,7 +25,16 @@ from cpmbee import native
 from cpmbee.engine import Engine
 from cpmbee.errors import ExportError
 from cpmbee.export.answers import Answers, NoisyBackend, compare_answers, write_answers
-from cpmbee.export.comparison import ROUNDED_TOLERANCE, TOLERANCE, Call, LogitsModel, plan, record, replay
+from cpmbee.export.comparison import (
+    CACHE_TOLERANCES,
+    ROUNDED_TOLERANCE,
+    TOLERANCE,
+    Call,
+    LogitsModel,
+    plan,
+    record,
+    replay,
+)
 from cpmbee.export.dequantized import DequantizedSource, check_weights, external_tensors, stored_quantization
 from cpmbee.export.exact_model import ExactModel
 from cpmbee.export.memory import available_memory, fp32_bytes
@@ -134,7 +144,7 @@ def examine(
         notes.append("native kernels not compared: the op library is not built, or CPMBEE_NATIVE=0 switches it off")
     else:
         kinds.insert(0, NATIVE)
-    if subject.quantization is not None and expected.by == REFERENCE:
+    if subject.tolerance > TOLERANCE and expected.by == REFERENCE:
         tell("running exact products", 0.1)
         checks += _compare_exact(subject, expected)
     for n, kind in enumerate(kinds):
@@ -177,7 +187,8 @@ class _Subject:
     @property
     def tolerance(self) -> float:
         """Of logits, relative to their range."""
-        return TOLERANCE if self.quantization is None else ROUNDED_TOLERANCE
+        products = TOLERANCE if self.quantization is None else ROUNDED_TOLERANCE
+        return max(products, CACHE_TOLERANCES[self.model.cache])
 
     def transcripts(self, path: str | Path) -> list[Transcript]:
         """Requests of the caller's, with their answers."""
@@ -185,7 +196,7 @@ class _Subject:
 
     def onnx_model(self, kind: str, cache_rows: int = CACHE_ROWS) -> OnnxModel:
         """A session on the folder for comparing logits."""
-        return OnnxModel(self.model.model, self.model.config, cache_rows, use_native=kind == NATIVE)
+        return OnnxModel(self.model.model, cache_rows, use_native=kind == NATIVE)
 
     def logits_model(self, kind: str) -> LogitsModel:
         """The folder's model for calls that are known beforehand, piece by piece where memory is short."""
@@ -262,14 +273,15 @@ def _compare(subject: _Subject, expected: _Expected, kind: str) -> list[Check]:
 
 
 def _compare_exact(subject: _Subject, expected: _Expected) -> list[Check]:
-    """Logits of the quantized graph without rounding of activations.
+    """Logits of the graph without rounding of activations and cache rows.
 
     For a large model one call of each kind has to do: a prompt, a cached step behind it, the batch.
     """
     calls = expected.calls
+    who = "exact cache" if subject.quantization is None else "exact products"
     if fp32_bytes(subject.model.config) > LARGE_MODEL_BYTES:
         calls = [*calls[:2], calls[-1]]
-    return replay(ExactModel(subject.model.model), calls, "exact products", expected.by)
+    return replay(ExactModel(subject.model.model), calls, who, expected.by)
 
 
 def _measure(subject: _Subject, source: TensorSource, transcripts: list[Transcript], tell: Progress) -> Quality:

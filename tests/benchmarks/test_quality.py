@@ -59,11 +59,11 @@ def test_folder_with_other_products(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     export(checkpoint, tmp_path / "ours", "int8", block_size=32, verify=False)
     write_folder(tmp_path / "ours", tmp_path / "theirs")
-    config = open_folder(tmp_path / "theirs", verify_hashes=True).config
+    open_folder(tmp_path / "theirs", verify_hashes=True)
     asked = transcripts(checkpoint, options=False)
     expected = reference(checkpoint, asked)
     rows = max(made.num_tokens for made in asked)
-    model = OnnxModel(tmp_path / "theirs" / "model.onnx", config, rows, use_native=False)
+    model = OnnxModel(tmp_path / "theirs" / "model.onnx", rows, use_native=False)
     assert measure(model, asked, expected).kl < 1e-2
     assert Engine.from_pretrained(tmp_path / "theirs").generate({"input": "abc", "<ans>": ""}, max_new_tokens=2)
     manifest = json.loads((tmp_path / "theirs" / "engine.json").read_text())

@@ -38,7 +38,7 @@ def test_logits_are_those_of_the_reference(name: str, precision: Precision, tmp_
     assert kinds == {"prompt", "cached step", "padded batch"}
     runs = [(False, level) for level in LEVELS.values()] + [(True, LEVELS["all"])]
     for use_native, level in runs:
-        model = OnnxModel(out / "model.onnx", CONFIGS[name], CACHE_ROWS, use_native=use_native, level=level)
+        model = OnnxModel(out / "model.onnx", CACHE_ROWS, use_native=use_native, level=level)
         checks = replay(model, calls, "exported", "reference")
         assert len(checks) == len(kinds)
         for check in checks:
@@ -50,7 +50,7 @@ def test_logits_are_those_of_the_reference(name: str, precision: Precision, tmp_
 @needs_native
 def test_native_kernel_runs_in_exported_graph(tmp_path: Path) -> None:
     checkpoint, out = make_folder(tmp_path)
-    model = OnnxModel(out / "model.onnx", CONFIGS["full"], CACHE_ROWS, use_native=True)
+    model = OnnxModel(out / "model.onnx", CACHE_ROWS, use_native=True)
     calls = reference_calls(checkpoint)
     before = native.call_counts()["BucketedAttention"]
     replay(model, calls, "exported", "reference")

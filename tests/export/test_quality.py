@@ -178,7 +178,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Qualit
     def measured(**options: Any) -> tuple[Quality, Path]:
         out = tmp_path_factory.mktemp("demo") / "model"
         export(checkpoint, out, verify=False, **options)
-        model = OnnxModel(out / "model.onnx", config, rows, use_native=native.library_path() is not None)
+        model = OnnxModel(out / "model.onnx", rows, use_native=native.library_path() is not None)
         return measure(model, transcripts, expected), out
 
     return measured

@@ -65,7 +65,7 @@ def test_logits_are_those_of_the_dequantized_reference(
             assert check.error is not None
             assert check.error < 2e-5, check
     for use_native in (False, True):
-        model = OnnxModel(out / "model.onnx", CONFIGS[name], CACHE_ROWS, use_native=use_native)
+        model = OnnxModel(out / "model.onnx", CACHE_ROWS, use_native=use_native)
         for check in replay(model, calls, "rounded", "reference", ROUNDED_TOLERANCE):
             assert check.error is not None
             assert check.error < ROUNDED_TOLERANCE, check
