@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.config import ModelConfig
+from cpmbee.errors import ModelFolderError
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -41,11 +42,17 @@ class CacheArrays:
 
     Args:
         session: of an exported model.
+
+    Raises:
+        ModelFolderError: the graph declares one that nobody can make.
     """
 
     def __init__(self, session: ort.InferenceSession) -> None:
         outputs = {value.name for value in session.get_outputs()}
         self._inputs = [value for value in session.get_inputs() if f"{_PRESENT}{value.name}" in outputs]
+        for value in self._inputs:
+            if value.type not in _ELEMENTS or not all(type(size) is int for size in value.shape[1:]):
+                raise ModelFolderError(f"model.onnx: the cache {value.name} is {value.type} {value.shape}")
 
     @property
     def row_bytes(self) -> int:
