@@ -1,7 +1,7 @@
-"""One attention layer: native kernel, function body, and what ONNX Runtime itself offers; time and peak memory.
+"""One attention layer: native kernels on every type of cache, function body, and what ONNX Runtime itself offers.
 
-Run ``python -m cpmbee.bench.attention``. Every measurement has a process of its own, and
-the implementations take turns, since what else the machine does changes faster than a table is filled; the processor
+Time and peak memory: ``python -m cpmbee.bench.attention``. Every measurement has a process of its own, and the
+implementations take turns, since what else the machine does changes faster than a table is filled; the processor
 time, unlike the time, hardly depends on it. The two peers get less to do than our op: keys and values already lie
 side by side and in order, and no position bias is added.
 """
@@ -27,11 +27,14 @@ from onnx import TensorProto, helper
 
 from cpmbee import native
 from cpmbee.bench.environment import ROOT, write_result
+from cpmbee.cache_types import CACHE_DTYPES, CacheType, layer_tensors
 from cpmbee.config import ModelConfig
 from cpmbee.distance import signed_distance_buckets
 from cpmbee.export import functions
+from cpmbee.export.model_proto import NUMBERS
 
-IMPLEMENTATIONS = ("native", "function body", "MatMul + Softmax", "MultiHeadAttention")
+CACHES: dict[str, CacheType] = {"native": "fp32", "native, fp16 cache": "fp16", "native, int8 cache": "int8"}
+IMPLEMENTATIONS = (*CACHES, "function body", "MatMul + Softmax", "MultiHeadAttention")
 SCORE_TENSORS = {"function body": 7.0, "MatMul + Softmax": 1.2}  # of (heads, queries, keys), alive at one time
 CONFIG = ModelConfig(vocab_size=2, hidden_size=2, num_attention_heads=1, dim_head=1, dim_ff=1, num_hidden_layers=1)
 MIN_SECONDS = 0.7  # of repetitions in each process
@@ -135,17 +138,18 @@ def measure(implementation: str, case: Case, threads: int) -> dict[str, Any]:
     """Fastest and median time of one call, and how far memory grows beyond the inputs."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    if implementation == "native":
+    cache = CACHES.get(implementation, "fp32")
+    if implementation in CACHES:
         native.register(options)
-    ours = implementation in IMPLEMENTATIONS[:2]
-    model = our_model(case) if ours else peer_model(implementation, case)
-    inputs = our_inputs(case) if ours else peer_inputs(implementation, case)
+    ours = implementation in CACHES or implementation == "function body"
+    model = our_model(case, cache) if ours else peer_model(implementation, case)
+    inputs = our_inputs(case, cache) if ours else peer_inputs(implementation, case)
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     for name, array in inputs.items():
         value = ort.OrtValue.ortvalue_from_numpy(array)
         binding.bind_ortvalue_input(name, value)
-        if name.endswith("_cache"):
+        if name in layer_tensors(cache):
             binding.bind_ortvalue_output(f"present_{name}", value)
     binding.bind_output("context")
 
@@ -160,11 +164,12 @@ def measure(implementation: str, case: Case, threads: int) -> dict[str, Any]:
     # A mean: the system books a running thread's time only at its next tick, so single short calls look too cheap.
     cpu_time = (time.process_time() - cpu_start) / len(times)
     peak = resident("VmHWM") - before  # over all calls: the runtime's arena still grows in the second one
-    if implementation == "native":
+    if implementation in CACHES:
         assert native.call_counts()["BucketedAttention"] == len(times) + 1
-    size = case.heads * case.dim_head * case.keys
     prefill = case.queries > 1
-    work = 4 * size * case.queries if prefill else 2 * size * np.dtype(np.float32).itemsize
+    read = sum(array.nbytes for name, array in inputs.items() if name in layer_tensors(cache)) if ours else 0
+    numbers = case.heads * case.dim_head * case.keys
+    work = 4 * numbers * case.queries if prefill else read or 2 * numbers * np.dtype(np.float32).itemsize
     fastest = min(times)
     return {
         "milliseconds": fastest * 1e3,
@@ -176,44 +181,54 @@ def measure(implementation: str, case: Case, threads: int) -> dict[str, Any]:
     }
 
 
-def our_model(case: Case) -> bytes:
+def our_model(case: Case, cache: CacheType) -> bytes:
     """One ``BucketedAttention`` whose table is a constant, as in an exported model."""
-    row = [case.heads, case.dim_head]
+    caches: dict[str, tuple[int, list[Any]]] = {
+        name: (TensorProto.FLOAT, ["rows", case.heads])
+        if name.endswith("_scales")
+        else (NUMBERS[cache], ["rows", case.heads, case.dim_head])
+        for name in layer_tensors(cache)
+    }
     inputs: dict[str, tuple[int, list[Any]]] = {
         "qkv": (TensorProto.FLOAT, ["batch", "queries", 3 * case.heads * case.dim_head]),
         "relation": (TensorProto.INT16, ["batch", "queries", "keys"]),
         "slots": (TensorProto.INT32, ["batch", "keys"]),
         "new_slots": (TensorProto.INT32, ["batch", "queries"]),
-        "key_cache": (TensorProto.FLOAT, ["rows", *row]),
-        "value_cache": (TensorProto.FLOAT, ["rows", *row]),
+        **caches,
     }
     outputs: dict[str, tuple[int, list[Any]]] = {
         "context": (TensorProto.FLOAT, ["batch", "queries", case.heads * case.dim_head]),
-        "present_key_cache": (TensorProto.FLOAT, ["rows", *row]),
-        "present_value_cache": (TensorProto.FLOAT, ["rows", *row]),
+        **{f"present_{name}": described for name, described in caches.items()},
     }
     names = list(inputs)
     names.insert(2, "table")
     attributes = {"num_heads": case.heads, "scale": case.dim_head**-0.5}
     node = helper.make_node(functions.ATTENTION, names, list(outputs), domain=functions.DOMAIN, **attributes)
     table = np.random.default_rng(0).standard_normal((CONFIG.num_bias_rows, case.heads), dtype=np.float32)
-    return make_model([node], inputs, outputs, {"table": table})
+    return make_model([node], inputs, outputs, {"table": table}, cache)
 
 
-def our_inputs(case: Case) -> Arrays:
+def our_inputs(case: Case, cache: CacheType) -> Arrays:
     """One segment of text; its rows are scattered over the cache as after some use."""
     rng = np.random.default_rng(1)
     half = CONFIG.position_bias_max_distance
     distances = np.arange(case.keys)[None, :] - np.arange(case.keys - case.queries, case.keys)[:, None]
     slots = (1 + rng.permutation(case.keys)).astype(np.int32)[None]
-    cache = (case.keys + 1, case.heads, case.dim_head)
+    rows = (case.keys + 1, case.heads, case.dim_head)
+    caches: Arrays = {}
+    for name in layer_tensors(cache):
+        if name.endswith("_scales"):
+            caches[name] = np.full(rows[:2], 0.02, np.float32)
+        elif cache == "int8":
+            caches[name] = rng.integers(-127, 128, rows, dtype=np.int8)
+        else:
+            caches[name] = rng.standard_normal(rows, dtype=np.float32).astype(CACHE_DTYPES[cache])
     return {
         "qkv": rng.standard_normal((1, case.queries, 3 * case.heads * case.dim_head), dtype=np.float32),
         "relation": signed_distance_buckets(CONFIG)[np.clip(distances, -half, half) + half][None],
         "slots": slots,
         "new_slots": slots[:, case.keys - case.queries :].copy(),
-        "key_cache": rng.standard_normal(cache, dtype=np.float32),
-        "value_cache": rng.standard_normal(cache, dtype=np.float32),
+        **caches,
     }
 
 
@@ -260,6 +275,7 @@ def make_model(
     inputs: Mapping[str, tuple[int, Sequence[Any]]],
     outputs: Mapping[str, tuple[int, Sequence[Any]]],
     constants: Arrays,
+    cache: CacheType = "fp32",
 ) -> bytes:
     """A serialized model with our functions in it."""
     graph = helper.make_graph(
@@ -271,7 +287,7 @@ def make_model(
     )
     domains = (("", 18), (functions.DOMAIN, functions.DOMAIN_VERSION), ("com.microsoft", 1))
     opsets = [helper.make_opsetid(domain, version) for domain, version in domains]
-    bodies = [functions.bucketed_position_bias(), functions.bucketed_attention()]
+    bodies = [functions.bucketed_position_bias(), functions.bucketed_attention(cache)]
     model = helper.make_model(graph, opset_imports=opsets, functions=bodies, ir_version=9)
     serialized: bytes = model.SerializeToString()
     return serialized

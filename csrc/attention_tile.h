@@ -82,16 +82,23 @@ SIMD_TARGET void pack_keys(const float* rows, int64_t dim_head, float* packed) {
   }
 }
 
+// Only int8 numbers have a factor.
+template <class T>
+SIMD_INLINE Vec times(Vec x, Vec factor) {
+  return std::is_same_v<T, int8_t> ? mul(x, factor) : x;
+}
+
 // One row of values times `factor` to its place in (panels, kKeyTile, kPanel); the last vector is filled up with zeros.
 template <class T>
 SIMD_INLINE void pack_value(const T* row, int64_t j, int64_t dim_head, float factor, float* packed) {
   const Vec x = broadcast(factor);
   int64_t d = 0;
   for (; d + kWidth <= dim_head; d += kWidth) {
-    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, mul(load(row + d), x));
+    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, times<T>(load(row + d), x));
   }
   if (d < dim_head) {
-    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, mul(load_first(row + d, dim_head - d), x));
+    const Vec last = times<T>(load_first(row + d, dim_head - d), x);
+    store(packed + d / kPanel * kPanel * kKeyTile + j * kPanel + d % kPanel, last);
   }
 }
 
