@@ -188,7 +188,8 @@ class _Subject:
     def tolerance(self) -> float:
         """Of logits, relative to their range."""
         products = TOLERANCE if self.quantization is None else ROUNDED_TOLERANCE
-        return max(products, CACHE_TOLERANCES[self.model.cache])
+        cache = self.model.cache if self.model.config.attention_layers else "fp32"
+        return max(products, CACHE_TOLERANCES[cache])
 
     def transcripts(self, path: str | Path) -> list[Transcript]:
         """Requests of the caller's, with their answers."""

@@ -31,7 +31,7 @@ needs_native = pytest.mark.skipif(native.library_path() is None, reason="the op 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_those_of_the_reference(name: str, precision: Precision, tmp_path: Path) -> None:
-    checkpoint, out = make_folder(tmp_path, CONFIGS[name], precision)
+    checkpoint, out = make_folder(tmp_path, CONFIGS[name], precision, cache="fp32")
     onnx.checker.check_model(str(out / "model.onnx"), full_check=True)
     calls = reference_calls(checkpoint, precision)
     kinds = {call.kind for call in calls}
@@ -102,7 +102,9 @@ def test_embedding_is_the_recorded_one(half: bool, precision: Precision, tmp_pat
     other = recorded["float" if half else "half"].astype(np.float32)
     assert np.abs(expected - other).max() > 4e-3  # so that the tolerance below tells them apart
     config = _golden_config(tmp_path / "checkpoint", half)
-    export(tmp_path / "checkpoint", tmp_path / "out", precision, vocab=DATA / "bee_vocab.txt", verify=False)
+    export(
+        tmp_path / "checkpoint", tmp_path / "out", precision, vocab=DATA / "bee_vocab.txt", verify=False, cache="fp32"
+    )
     for name, level in LEVELS.items():
         embedding = _embed(tmp_path / "out", recorded["ids"], recorded["subs"], config, level)
         np.testing.assert_allclose(embedding, expected, rtol=0, atol=2e-3 if half else 1e-6, err_msg=name)

@@ -44,7 +44,7 @@ def rehash(folder: Path, name: str) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["full", "pruned", "no attention", "nothing left", "half"])
 def test_right_exports_pass(name: str, precision: Precision, tmp_path: Path) -> None:
-    checkpoint, out = make_folder(tmp_path, CONFIGS[name], precision)
+    checkpoint, out = make_folder(tmp_path, CONFIGS[name], precision, cache="fp32")
     report = verify(out, checkpoint)
     both = {f"{kind}, {who}" for kind in KINDS for who in ("native kernels", "function bodies")}
     assert {check.name for check in report.checks} == {"files", "source", *both}
@@ -121,7 +121,7 @@ def test_forgotten_lora_delta_is_found(exported_golden: Callable[..., Path]) -> 
 
 
 def test_rounding_to_fp16_is_not_an_error(tmp_path: Path) -> None:
-    checkpoint, out = make_folder(tmp_path, precision="fp16")  # the checkpoint is fp32
+    checkpoint, out = make_folder(tmp_path, precision="fp16", cache="fp32")  # the checkpoint is fp32
     worst = max(check.error or 0.0 for check in verify(out, checkpoint).checks)
     assert worst < 1e-5
 
