@@ -1,8 +1,8 @@
 """Reading pickles of plain data without running them: dicts, lists, strings, numbers, booleans, None, and nothing else.
 
 Pickle is a program for a stack machine that may import and call whatever it likes. This is that machine with the few
-instructions that build plain data; any other is refused by name. A container may be used once, and texts may be used again
-within limits, so that a small record cannot unfold into a huge one.
+instructions that build plain data; any other is refused by name. A container may be used once and texts within limits,
+so that a small record cannot unfold into a huge one.
 """
 
 from __future__ import annotations
