@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cpmbee.errors import ExportError
 from cpmbee.export.error_feedback import Moments
 from cpmbee.export.reference_loading import embedded, few_threads, layer_steps
 from cpmbee.export.sources import TensorSource
@@ -46,12 +47,18 @@ class Calibration:
 
         Args:
             name: of its tensor.
+
+        Raises:
+            ExportError: the calibration requests make the layer's inputs overflow.
         """
         with few_threads(self._config), torch.no_grad():
             while name not in self._gathered:
                 self._gathered.clear()
                 next(self._steps)
-            return self._gathered.pop(name).moments()
+            try:
+                return self._gathered.pop(name).moments()
+            except torch.linalg.LinAlgError:
+                raise ExportError(f"{name}: inputs are too large or no numbers on the calibration requests") from None
 
     def _watch(self, module: nn.Module, prefix: str) -> None:
         for name, part in module.named_modules():

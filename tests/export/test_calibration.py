@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from cpmbee.errors import ExportError
 from cpmbee.export import export, quantize
 from cpmbee.export.calibration import DAMPING, Calibration
 from cpmbee.export.error_feedback import Moments, quantize_corrected
@@ -141,3 +142,17 @@ def test_panels_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         export(checkpoint, tmp_path / "out", "int8", calibration=file, verify=False, overwrite=True)
         written.append(np.fromfile(tmp_path / "out" / "model.onnx.data", np.uint8))
     assert (written[0] != written[1]).mean() < 1e-3  # products of other shapes round differently
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_inputs_that_are_no_numbers_are_refused(tmp_path: Path, bad: float) -> None:
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(json.dumps({"input": "a", "<ans>": "b"}) + "\n", encoding="utf-8")
+    source = open_source(make_checkpoint(tmp_path / "checkpoint"))
+    calibration = Calibration(source, TOKENIZER, requests)
+    name = "encoder.layers.0.self_att.self_attention.project_q.weight"
+    calibration.moments(name)
+    products = next(iter(calibration._gathered.values()))
+    products._sums.fill_(bad)
+    with pytest.raises(ExportError, match="too large or no numbers"):
+        calibration.moments(next(iter(calibration._gathered)))
