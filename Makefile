@@ -6,7 +6,7 @@ SOURCES := $(shell git ls-files engine model train export csrc setup.py pyprojec
 
 .PHONY: demo demo-model test check fast sanitize bench clean
 
-## demo: set up the engine, export the bundled model, verify it, answer three requests
+## demo: set up the engine, export the bundled model, verify it, answer a request of every kind
 demo: .venv/demo
 	.venv/bin/cpmbee demo
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import cpmbee
 import cpmbee.model
@@ -13,10 +14,12 @@ from cpmbee.errors import CheckpointError
 from cpmbee.export.report import ExportReport
 from cpmbee.progress import ProgressBar
 
-REQUESTS = (
+REQUESTS: tuple[dict[str, Any], ...] = (
+    {"input": "白发三千丈", "prompt": "转繁体", "<ans>": ""},
+    {"input": "重庆", "question": "重", "<ans>": ""},
+    {"input": "音乐", "question": "乐", "options": {"<option_0>": "lè", "<option_1>": "yuè"}, "<ans>": ""},
     {"input": "三千零五", "prompt": "写成数字", "<ans>": ""},
     {"input": "3005", "prompt": "写成汉字", "<ans>": ""},
-    {"input": "两千零二十万零八百", "prompt": "写成数字", "<ans>": ""},
 )
 STREAMED = {"input": "98765432", "prompt": "写成汉字", "<ans>": ""}
 MAX_NEW_TOKENS = 24  # the longest numeral has 15 characters
@@ -79,5 +82,5 @@ def _listed(kernels: dict[str, str]) -> str:
     return ", ".join(f"{op} {kernel}" for op, kernel in kernels.items())
 
 
-def _shown(request: dict[str, str]) -> str:
+def _shown(request: dict[str, Any]) -> str:
     return json.dumps({key: value for key, value in request.items() if key != "<ans>"}, ensure_ascii=False)

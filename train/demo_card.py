@@ -17,10 +17,10 @@ _CARD = Template("""\
 
 A small CPM-Bee model that comes with the package, so that the first command has something real to run:
 
-    {"input": "头发", "prompt": "转繁体", "<ans>": ""}                      ->  頭髮
-    {"input": "银行", "question": "行", "<ans>": ""}                        ->  háng
-    {"input": "银行", "question": "行",
-     "options": {"<option_0>": "xíng", "<option_1>": "háng"}, "<ans>": ""}  ->  <option_1>
+    {"input": "白发三千丈", "prompt": "转繁体", "<ans>": ""}                ->  白髮三千丈
+    {"input": "重庆", "question": "重", "<ans>": ""}                        ->  chóng
+    {"input": "音乐", "question": "乐",
+     "options": {"<option_0>": "lè", "<option_1>": "yuè"}, "<ans>": ""}     ->  <option_1>
     {"input": "三千零五", "prompt": "写成数字", "<ans>": ""}                ->  3005
     {"input": "3005", "prompt": "写成汉字", "<ans>": ""}                    ->  三千零五
 
@@ -28,7 +28,7 @@ A small CPM-Bee model that comes with the package, so that the first command has
 
 | | |
 |---|---|
-| parameters | $parameters (hidden 128, 4 layers, 4 heads of 32, feed-forward 320) |
+| parameters | $parameters (hidden 128, 4 layers, 4 heads of 64, feed-forward 256) |
 | file | model.safetensors, fp16, $megabytes MB |
 | vocabulary | $vocab_size tokens: specials, ASCII, keys of requests, $syllables syllables of pinyin, characters |
 | training | from scratch, $steps steps of $batch_size requests, $tokens million tokens |

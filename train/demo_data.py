@@ -21,13 +21,13 @@ WORDS = ("input", "prompt", "question", "options")  # keys of requests, one toke
 PUNCTUATION = "，。？！：；、（）“”《》"
 TONED_LETTERS = "āáǎàēéěèīíǐìōóǒòūúǔùüǖǘǚǜ"
 TASKS = ("traditional", "reading", "choice", "digits", "chinese")
-SHARES = (0.3, 0.25, 0.3, 0.075, 0.075)  # of the training requests, by task
+SHARES = (0.2, 0.3, 0.34, 0.06, 0.1)  # of the training requests, by task
 
 _LEAST_IN_POEMS = 16  # times a character must occur there to be in the vocabulary,
 _LEAST_IN_PHRASES = 6  # or there
 _FRAGMENT_SHARE = 0.15  # of the lines that training cuts to a few characters
 _LONGEST_FRAGMENT = 4
-_GIVEN_SHARE = 0.3  # of the choices in training that ask for a reading by its name
+_GIVEN_SHARE = 0.2  # of the choices in training that ask for a reading by its name
 
 Request = dict[str, Any]
 

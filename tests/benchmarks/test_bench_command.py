@@ -51,7 +51,7 @@ def test_one_command_measures_everything(folder: Path, tmp_path: Path, capsys: p
         assert len(process["steps"]) == 2 * (ANSWER - 1)  # all answers are equally long
         assert len(process["prefill"]) == len(process["encode"]) == len(process["decode"]) == 2
         assert process["peak_resident"] > process["peak_anonymous"] > 10_000_000
-        assert process["cache_bytes"] == (cell["workload"]["prompt"] + ANSWER - 1) * 2048  # of 4 layers x 2 x 128, fp16
+        assert process["cache_bytes"] == (cell["workload"]["prompt"] + ANSWER - 1) * 4096  # of 4 layers x 2 x 256, fp16
         assert process["kernels"]["BucketedAttention"] == "function" or "functions" not in cell["subject"]
     assert raw["about"]["machine"]["flags"]
     assert raw["about"]["command"].startswith("cpmbee bench demo-int4 --prompt 32,64")
