@@ -28,6 +28,7 @@ def process_group() -> Iterator[None]:
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
+        dist.barrier()  # nobody hangs up while others still talk
     finally:
         dist.destroy_process_group()
 
