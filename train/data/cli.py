@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from cpmbee.progress import ProgressBar
+from cpmbee.train.arguments import not_negative, positive
 from cpmbee.train.data.build import BuildReport, TextOptions, build_dataset
 from cpmbee.train.data.inspection import histogram_lines, inspect_dataset
 from cpmbee.train.data.opening import open_dataset
@@ -37,14 +38,14 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("text", "jsonl"), help="of the file (by its name: .jsonl and .json, else text)"
     )
-    parser.add_argument("--min-length", type=int, default=1, metavar="N", help="text: leave out shorter pieces (1)")
-    parser.add_argument("--max-length", type=int, metavar="N", help="text: cut at line breaks into pieces so long (no)")
+    parser.add_argument("--min-length", type=positive, default=1, metavar="N", help="text: leave out shorter ones (1)")
+    parser.add_argument("--max-length", type=positive, metavar="N", help="text: cut at line breaks to such pieces (no)")
     parser.add_argument("--no-clean", action="store_true", help="text: keep blanks and control characters as they are")
     parser.add_argument("--escape", action="store_true", help="JSON: every < in a value is literal, not markup")
     parser.add_argument("--skip-bad", action="store_true", help="leave out and count lines that cannot be read")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is there")
     parser.add_argument(
-        "--shard-mb", type=int, default=DEFAULT_SHARD_BYTES >> 20, metavar="MB", help="size of a file (%(default)s)"
+        "--shard-mb", type=positive, default=DEFAULT_SHARD_BYTES >> 20, metavar="MB", help="size of files (%(default)s)"
     )
     parser.set_defaults(run=_build)
 
@@ -52,7 +53,7 @@ def _add_build(parser: argparse.ArgumentParser) -> None:
 def _add_inspect(parser: argparse.ArgumentParser) -> None:
     parser.description = "Show what a data set holds."
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder of a data set")
-    parser.add_argument("--samples", type=int, default=3, metavar="N", help="records to show (3)")
+    parser.add_argument("--samples", type=not_negative, default=3, metavar="N", help="records to show (3)")
     parser.add_argument("--verify", action="store_true", help="compare every file with its checksum")
     parser.set_defaults(run=_inspect)
 
@@ -68,7 +69,7 @@ def _build(arguments: argparse.Namespace) -> int:
             escape=arguments.escape,
             skip_bad=arguments.skip_bad,
             overwrite=arguments.overwrite,
-            shard_bytes=max(1, arguments.shard_mb) << 20,
+            shard_bytes=arguments.shard_mb << 20,
             progress=progress,
         )
     print("\n".join(_describe(report, arguments.out, time.perf_counter() - started)))
@@ -92,7 +93,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     dataset = open_dataset(arguments.dataset)
     if arguments.verify:
         dataset.verify()
-    found = inspect_dataset(dataset, max(0, arguments.samples))
+    found = inspect_dataset(dataset, arguments.samples)
     print(f"{dataset.name}: {found.records:,} records, {found.characters:,} characters")
     print("characters of a record: " + ", ".join(f"{p} %: {value:,}" for p, value in found.percentiles.items()))
     print("\n".join(histogram_lines(found.histogram)))

@@ -76,5 +76,7 @@ def test_data_sets_of_the_original_tools_are_inspected(tmp_path: Path, capsys: p
 def test_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data"]) == 2
     assert main(["data", "build", "only-one"]) == 2
+    assert main(["data", "build", "in.txt", "out", "--min-length", "0"]) == 2
+    assert main(["data", "build", "in.txt", "out", "--shard-mb", "-1"]) == 2
     assert main(["data", "--help"]) == 0
     assert "build|inspect" in capsys.readouterr().out
