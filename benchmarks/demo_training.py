@@ -18,6 +18,7 @@ from typing import Any
 from cpmbee.bench.environment import write_result
 from cpmbee.engine import Engine
 from cpmbee.export import export
+from cpmbee.export.weights import Precision
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train import demo_data, readings, traditional
 from cpmbee.train.demo import EVALUATION_SEED
@@ -25,7 +26,7 @@ from cpmbee.train.demo_batches import DemoBatches
 from cpmbee.train.demo_data import DemoData
 from cpmbee.train.metrics import read_metrics
 
-PRECISIONS = ("fp32", "fp16", "int8", "int4")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8", "int4")
 STEPS_A_POINT = 50  # of the curve
 TIMED_BATCHES = 64
 MAX_NEW_TOKENS = 24
@@ -106,7 +107,8 @@ def accuracies(checkpoint: Path, held_out: Mapping[str, Sequence[dict[str, Any]]
 def _accuracy(engine: Engine, solved: Sequence[dict[str, Any]]) -> float:
     questions = [{**request, "<ans>": ""} for request in solved]
     results = engine.generate(questions, beam_size=1, max_new_tokens=MAX_NEW_TOKENS)
-    return mean(result.answer == request["<ans>"] for result, request in zip(results, solved, strict=True))
+    right = [result.answer == request["<ans>"] for result, request in zip(results, solved, strict=True)]
+    return sum(right) / len(right)
 
 
 def _scored(engine: Engine, solved: Sequence[dict[str, Any]]) -> float:
@@ -114,7 +116,8 @@ def _scored(engine: Engine, solved: Sequence[dict[str, Any]]) -> float:
     questions = [{"input": request["input"], "question": request["question"], "<ans>": ""} for request in solved]
     readings = [list(request["options"].values()) for request in solved]
     best = [max(scores, key=lambda score: score.logprob).choice for scores in engine.score(questions, readings)]
-    return mean(reading == request["options"][request["<ans>"]] for reading, request in zip(best, solved, strict=True))
+    right = [reading == request["options"][request["<ans>"]] for reading, request in zip(best, solved, strict=True)]
+    return sum(right) / len(right)
 
 
 if __name__ == "__main__":

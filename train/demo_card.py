@@ -79,7 +79,9 @@ good. `benchmarks/results/demo_training.json` has the curve of the run that made
 
 It knows these forms of requests and nothing else. Modern prose is not what it has read; long inputs, larger numbers,
 亿, formal numerals (壹贰叁), full-width digits and separators (3,005) give nonsense, stated with the same confidence.
-Characters outside its vocabulary are read as unknown.
+Characters outside its vocabulary are read as unknown. Asked to choose among options it mostly takes a character's most
+frequent reading; the reading that it writes, or the best of those that `engine.score` compares, follows the phrase more
+often. In modern words it errs more than in verse (头发 becomes 頭發).
 """)
 
 

@@ -52,7 +52,7 @@ POEMS = Package(
     "npm",
     "chinese-poetry-2.0.1.tgz",
     "25b549e46919c3a0569db6b68ddc96956b04a484ea4518ad2bbd4f137e307e86",
-    "MIT; the poems are in the public domain",
+    "MIT, copyright 2016 JackeyGao; the poems are in the public domain",
     "the Complete Tang Poems",
 )
 CONVERSION = Package(
@@ -70,7 +70,7 @@ PINYIN = Package(
     "pip",
     "pypinyin-0.55.0-py2.py3-none-any.whl",
     "d53b1e8ad2cdb815fb2cb604ed3123372f5a28c6f447571244aca36fc62a286f",
-    "MIT",
+    "MIT, copyright 2016 mozillazg, 闲耘",
     "phrases with the reading of every character",
 )
 PACKAGES = (POEMS, CONVERSION, PINYIN)
