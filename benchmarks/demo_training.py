@@ -107,7 +107,7 @@ def accuracies(checkpoint: Path, held_out: Mapping[str, Sequence[dict[str, Any]]
 def _accuracy(engine: Engine, solved: Sequence[dict[str, Any]]) -> float:
     questions = [{**request, "<ans>": ""} for request in solved]
     results = engine.generate(questions, beam_size=1, max_new_tokens=MAX_NEW_TOKENS)
-    right = [result.answer == request["<ans>"] for result, request in zip(results, solved, strict=True)]
+    right: list[bool] = [result.answer == request["<ans>"] for result, request in zip(results, solved, strict=True)]
     return sum(right) / len(right)
 
 
@@ -116,7 +116,9 @@ def _scored(engine: Engine, solved: Sequence[dict[str, Any]]) -> float:
     questions = [{"input": request["input"], "question": request["question"], "<ans>": ""} for request in solved]
     readings = [list(request["options"].values()) for request in solved]
     best = [max(scores, key=lambda score: score.logprob).choice for scores in engine.score(questions, readings)]
-    right = [reading == request["options"][request["<ans>"]] for reading, request in zip(best, solved, strict=True)]
+    right: list[bool] = [
+        reading == request["options"][request["<ans>"]] for reading, request in zip(best, solved, strict=True)
+    ]
     return sum(right) / len(right)
 
 

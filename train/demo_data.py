@@ -72,11 +72,11 @@ class DemoData:
             for task in rng.choice(len(TASKS), size=256, p=SHARES):
                 name = TASKS[task]
                 if name == "traditional":
-                    yield int(task), _perhaps_cut(self.lines[rng.integers(len(self.lines))], rng).solved
+                    yield int(task), _perhaps_cut(self.lines[int(rng.integers(len(self.lines)))], rng).solved
                 elif name == "reading":
-                    yield int(task), self.readings[rng.integers(len(self.readings))].solved
+                    yield int(task), self.readings[int(rng.integers(len(self.readings)))].solved
                 elif name == "choice":
-                    reading = self.readings[rng.integers(len(self.readings))]
+                    reading = self.readings[int(rng.integers(len(self.readings)))]
                     form = reading.given_choice if rng.random() < _GIVEN_SHARE else reading.choice
                     yield int(task), form(rng)
                 else:
