@@ -57,7 +57,7 @@ class Calibration:
                 next(self._steps)
             try:
                 return self._gathered.pop(name).moments()
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but its stub does not say so
                 raise ExportError(f"{name}: inputs are too large or no numbers on the calibration requests") from None
 
     def _watch(self, module: nn.Module, prefix: str) -> None:
