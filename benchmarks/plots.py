@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from cpmbee.bench.metrics import BY_KEY, summarize
 from cpmbee.bench.plan import Workload
@@ -76,6 +77,8 @@ def latency(result: Result) -> Figure | None:
         shares = [100 * (i + 1) / len(steps) for i in range(len(steps))]
         axes.plot(steps, shares, label=label, linestyle=("-", "--", ":")[index // 10 % 3])
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(LogFormatter())  # 30 and 40 rather than powers of ten
+    axes.xaxis.set_minor_formatter(LogFormatter())
     axes.set_xlabel(f"time between two tokens, ms (prompt {max(c.workload.prompt for c in chosen.values())})")
     axes.set_ylabel("share of tokens that came within it, %")
     _legend(axes)
