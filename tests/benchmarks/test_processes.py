@@ -54,7 +54,8 @@ def test_nothing_runs_on_after_an_interruption(tmp_path: Path, number: signal.Si
         f"end_children_on_sigterm(); run_command([sys.executable, '-c', {inner!r}])"
     )
     outer = (
-        "import sys; from cpmbee.bench.processes import end_children_on_sigterm, run_command\n"
+        "import signal, sys; from cpmbee.bench.processes import end_children_on_sigterm, run_command\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored where the tests run in the background
         f"end_children_on_sigterm(); run_command([sys.executable, '-c', {middle!r}])"
     )
     process = subprocess.Popen([sys.executable, "-c", outer], stderr=subprocess.DEVNULL)
