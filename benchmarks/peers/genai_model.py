@@ -31,6 +31,7 @@ class _Writer:
         self._file = file
         self._location = location
         self._random = np.random.default_rng(0).integers(0, 256, RANDOM_BYTES, np.uint8)
+        self._next = 0  # of the random bytes
 
     def node(self, op: str, inputs: list[str], outputs: list[str], domain: str = "", **attributes: Any) -> str:
         """Append a node; returns its first output."""
@@ -59,11 +60,12 @@ class _Writer:
         return name
 
     def random(self, count: int) -> Iterator[NDArray[np.uint8]]:
-        """``count`` random bytes."""
+        """``count`` random bytes, going on where the tensor before ended: equal tensors would be kept once."""
         while count > 0:
-            piece = self._random[:count]
+            piece = self._random[self._next : self._next + count]
             yield piece
             count -= len(piece)
+            self._next = (self._next + len(piece)) % RANDOM_BYTES
 
     def linear(self, x: str, name: str, rows: int, columns: int, bits: int) -> str:
         """A quantized product with random weights, (..., columns) -> (..., rows)."""
