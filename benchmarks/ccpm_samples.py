@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from cpmbee.bench.ccpm_data import MASK, OPTIONS, CcpmRecord, request
 from cpmbee.model import IGNORE_INDEX
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.batches import TrainingBatch, collate, encode_sample
-from cpmbee.train.source import rows_of_rank
+from cpmbee.train.batches import TrainingBatch, TrainingSample, encode_sample
+from cpmbee.train.drawn_batches import BATCHES_PER_DRAW, DrawnBatches
 
-BATCHES_PER_DRAW = 16
 PUNCTUATION = "，。？！：；、"
 LEAST_KEPT = 0.3  # share of a line's characters that a look-up's text has, at least
 NOISE = (2, 14)  # characters of modern text in it, from and below
@@ -69,12 +68,10 @@ def _interleaved(first: list[str], second: list[str], rng: np.random.Generator) 
     return "".join(next(one) if take else next(other) for take in from_first)
 
 
-class CcpmBatches:
-    """An endless stream of batches with one sample a row; a `cpmbee.train.source.BatchSource`.
+class CcpmBatches(DrawnBatches):
+    """Look-ups and records; the share of look-ups falls linearly from all to none over the first batches.
 
-    The share of look-ups falls linearly from all to none over the first batches; records come once an epoch, shuffled.
-    Samples are drawn for several batches at once and sorted by length, so that little is padding. A draw depends on the
-    seed and its number only: the position alone says how to go on.
+    Records come once an epoch, shuffled.
 
     Args:
         records: to train on.
@@ -101,53 +98,26 @@ class CcpmBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        super().__init__(tokenizer, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         self._records = records
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
         self._lookup_batches = lookup_batches
         self._masked = masked
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._position = 0  # batches handed out
         self._order: tuple[int, NDArray[np.int64]] | None = None  # of the records in an epoch
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
-        """Go on from the current position."""
-        while True:
-            number, first = divmod(self._position, BATCHES_PER_DRAW)
-            for batch in self._draw(number, first):
-                self._position += 1
-                yield rows_of_rank(batch, self._rank, self._world_size)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what the stream was made from."""
-        return {"position": self._position, "seed": self._seed, "batch_size": self._batch_size}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind ``state["position"]`` batches.
-
-        Raises:
-            ValueError: the state is of a stream with another seed or batch size.
-        """
-        if (state["seed"], state["batch_size"]) != (self._seed, self._batch_size):
-            raise ValueError("the state belongs to a stream with another seed or batch size")
-        self._position = int(state["position"])
-
-    def _draw(self, number: int, first: int) -> Iterator[TrainingBatch]:
-        """The batches of one draw from the ``first`` on."""
-        rng = np.random.default_rng((self._seed, number))
-        size = BATCHES_PER_DRAW * self._batch_size
-        share = max(0.0, 1 - number * BATCHES_PER_DRAW / self._lookup_batches) if self._lookup_batches else 0.0
-        samples = []
-        for index in range(number * size, (number + 1) * size):
+    def _samples(self, number: int, count: int, rng: np.random.Generator) -> Iterator[TrainingSample]:
+        share = self._lookup_share(number)
+        for index in range(number * count, (number + 1) * count):
             task = int(rng.random() >= share)
             data = varied(self._record(index), self._masked, rng) if task else lookup(self._records, rng).request()
-            samples.append(encode_sample(data, self._tokenizer, task=task))
-        samples.sort(key=len)
-        for start in rng.permutation(BATCHES_PER_DRAW)[first:] * self._batch_size:
-            batch = collate([[sample] for sample in samples[start : start + self._batch_size]], self._tokenizer)
-            yield self._without_ends(batch) if share else batch
+            yield encode_sample(data, self._tokenizer, task=task)
+
+    def _draw(self, number: int, first: int) -> Iterator[TrainingBatch]:
+        for batch in super()._draw(number, first):
+            yield self._without_ends(batch) if self._lookup_share(number) else batch
+
+    def _lookup_share(self, number: int) -> float:
+        """Of the samples of a draw."""
+        return max(0.0, 1 - number * BATCHES_PER_DRAW / self._lookup_batches) if self._lookup_batches else 0.0
 
     def _without_ends(self, batch: TrainingBatch) -> TrainingBatch:
         return replace(batch, targets=np.where(batch.targets == self._tokenizer.eos_id, IGNORE_INDEX, batch.targets))

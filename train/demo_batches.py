@@ -1,26 +1,28 @@
-"""The batches that the demo model is trained on: tasks mixed, rows of about one length together, resumable."""
+"""The batches that the demo model is trained on: its tasks mixed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from itertools import islice
 
 import numpy as np
 
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.batches import TrainingBatch, collate, encode_sample
+from cpmbee.train.batches import TrainingSample, encode_sample
 from cpmbee.train.demo_data import TASKS, DemoData
-from cpmbee.train.source import rows_of_rank
-
-BATCHES_PER_DRAW = 16
+from cpmbee.train.drawn_batches import DrawnBatches
 
 
-class DemoBatches:
-    """An endless stream of batches with one sample a row; a `cpmbee.train.source.BatchSource`.
+class DemoBatches(DrawnBatches):
+    """Samples of all tasks.
 
-    Samples are drawn for several batches at once and sorted by length, so that little is padding; the batches of one
-    draw come in random order. Every draw has a random state of its own, made from the seed and its number: the
-    position alone says how to go on.
+    Args:
+        data: to train on.
+        tokenizer: its vocabulary.
+        batch_size: rows.
+        seed: of everything that is drawn.
+        rank: of this process.
+        world_size: processes that share the rows of a batch.
     """
 
     tasks = TASKS
@@ -35,41 +37,9 @@ class DemoBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        super().__init__(tokenizer, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         self._data = data
-        self._tokenizer = tokenizer
-        self._batch_size = batch_size
-        self._seed = seed
-        self._rank = rank
-        self._world_size = world_size
-        self._position = 0  # batches handed out
 
-    def __iter__(self) -> Iterator[TrainingBatch]:
-        """Go on from the current position."""
-        while True:
-            number, first = divmod(self._position, BATCHES_PER_DRAW)
-            for batch in self._draw(number, first):
-                self._position += 1
-                yield rows_of_rank(batch, self._rank, self._world_size)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position, and what the stream was made from."""
-        return {"position": self._position, "seed": self._seed, "batch_size": self._batch_size}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue behind ``state["position"]`` batches.
-
-        Raises:
-            ValueError: the state is of a stream with another seed or batch size.
-        """
-        if (state["seed"], state["batch_size"]) != (self._seed, self._batch_size):
-            raise ValueError("the state belongs to a stream with another seed or batch size")
-        self._position = int(state["position"])
-
-    def _draw(self, number: int, first: int) -> Iterator[TrainingBatch]:
-        """The batches of one draw from the ``first`` on."""
-        rng = np.random.default_rng((self._seed, number))
-        requests = self._data.samples(rng)
-        drawn = [next(requests) for _ in range(BATCHES_PER_DRAW * self._batch_size)]
-        samples = sorted((encode_sample(request, self._tokenizer, task=task) for task, request in drawn), key=len)
-        for start in rng.permutation(BATCHES_PER_DRAW)[first:] * self._batch_size:
-            yield collate([[sample] for sample in samples[start : start + self._batch_size]], self._tokenizer)
+    def _samples(self, number: int, count: int, rng: np.random.Generator) -> Iterator[TrainingSample]:
+        for task, request in islice(self._data.samples(rng), count):
+            yield encode_sample(request, self._tokenizer, task=task)

@@ -11,9 +11,10 @@ from cpmbee.tokenizer import Tokenizer
 from cpmbee.train import demo_data
 from cpmbee.train.batches import TrainingBatch
 from cpmbee.train.demo_accuracy import HeldOutAccuracy
-from cpmbee.train.demo_batches import BATCHES_PER_DRAW, DemoBatches
+from cpmbee.train.demo_batches import DemoBatches
 from cpmbee.train.demo_data import TASKS, DemoData
 from cpmbee.train.demo_start import init_demo_model
+from cpmbee.train.drawn_batches import BATCHES_PER_DRAW
 from cpmbee.train.readings import Reading
 from cpmbee.train.torch_backend import TorchBackend
 from cpmbee.train.traditional import Line
