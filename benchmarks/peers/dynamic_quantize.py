@@ -10,31 +10,26 @@ is, so a comparison of the two folders compares the products, in speed and in qu
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cpmbee.bench.peers.matmulnbits import link
-from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, made_once, require
-from cpmbee.bench.plan import Subject, Workload
-from cpmbee.folder import MANIFEST
+from cpmbee.bench.peers.other_product import MODEL_FILE, OtherProduct, rewrite_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import onnx
 
     from cpmbee.export.data_file import DataFile
 
-MODEL_FILE = "model.onnx"
 DATA_FILE = "dynamic.data"
 LARGEST = 127  # number of a weight
 
 
-class DynamicQuantize(Peer):
+class DynamicQuantize(OtherProduct):
     """ONNX Runtime's 8-bit product in our graph."""
 
     name = "dynamic-quantize"
@@ -42,19 +37,12 @@ class DynamicQuantize(Peer):
         "our model folder with DynamicQuantizeMatMul for our product: our int8 weights, quantized again with one scale "
         "per output; same attention kernel"
     )
+    precisions = ("int8",)
 
-    def prepare(self, target: Target, scratch: Path) -> Subject:
-        """Write the folder unless it is there."""
-        require("onnx", '"cpmbee[export]"')
-        ours = target.subject
-        if ours.precision != "int8":
-            raise UnavailableError("is for int8 weights")
-        folder = made_once(scratch / f"{ours.label}-{self.name}", lambda out: write_folder(ours.path, out))
-        return replace(ours, label=target.label(self.name), engine=self.name, path=folder)
-
-    def can(self, workload: Workload) -> bool:
-        """Everything that our engine can."""
-        return True
+    @staticmethod
+    def write(folder: Path, out: Path) -> None:
+        """See `write_folder`."""
+        write_folder(folder, out)
 
 
 def main() -> None:
@@ -72,43 +60,39 @@ def write_folder(folder: Path, out: Path) -> None:
     Raises:
         FileExistsError: there is something called ``out``.
     """
-    import onnx
-
     from cpmbee.export.data_file import DataFile
+    from cpmbee.export.dequantized import external_tensors
     from cpmbee.export.functions import DOMAIN
     from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
 
-    out.mkdir(parents=True)
-    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for name in manifest["files"]:
-        if name != MODEL_FILE:
-            link(folder / name, out / name)
-    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
-    with DataFile(out / DATA_FILE) as data:
-        for node in model.graph.node:
-            if (node.domain, node.op_type) == (DOMAIN, QUANTIZED_LINEAR):
-                _exchange(node, model, folder, data)
-    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-    content = model.SerializeToString()
-    (out / MODEL_FILE).write_bytes(content)
-    manifest["files"][MODEL_FILE] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    manifest["files"][DATA_FILE] = {"size": data.size, "sha256": data.hexdigest()}
-    (out / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    def exchange(model: onnx.ModelProto, files: dict[str, Any]) -> onnx.ModelProto:
+        from onnx import helper
+
+        tensors = external_tensors(folder / MODEL_FILE)
+        with DataFile(out / DATA_FILE) as data:
+            for node in model.graph.node:
+                if (node.domain, node.op_type) == (DOMAIN, QUANTIZED_LINEAR):
+                    _exchange(node, model, tensors, data)
+        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        read = {name for node in model.graph.node for name in node.input}
+        kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        files[DATA_FILE] = {"size": data.size, "sha256": data.hexdigest()}
+        return model
+
+    rewrite_folder(folder, out, exchange)
 
 
-def _exchange(node: onnx.NodeProto, model: onnx.ModelProto, folder: Path, data: DataFile) -> None:
+def _exchange(
+    node: onnx.NodeProto, model: onnx.ModelProto, tensors: Mapping[str, NDArray[Any]], data: DataFile
+) -> None:
     """Make one node the other operator and store its weights."""
     from onnx import helper
 
-    from cpmbee.export.dequantized import external_tensors
     from cpmbee.export.packing import BlockFormat
     from cpmbee.export.quantize import StoredMatrix
 
-    tensors = external_tensors(folder / MODEL_FILE)
     value, packed, scales = node.input
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
     layout = BlockFormat(attributes["bits"], attributes["block_size"])
