@@ -11,13 +11,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cpmbee.bench.plan import Subject
 from cpmbee.bench.processes import run_module
 from cpmbee.bench.records import Result
+
+if TYPE_CHECKING:
+    from cpmbee.export.onnx_model import OnnxModel
+    from cpmbee.export.transcripts import Transcript
 
 MODULE = "cpmbee.bench.fidelity"
 ENGINES = ("cpmbee", "functions", "matmulnbits", "dynamic-quantize")  # whose models are folders of ours
@@ -79,7 +83,7 @@ def _write_reference(spec: dict[str, str]) -> None:
     config = ModelConfig.from_file(path / "config.json") if source is None else source.config
     transcripts = read_transcripts(spec["requests"], Tokenizer.from_file(spec["vocabulary"]), config)
     if source is None:
-        model = _open_model(path, transcripts)
+        model = open_model(path, transcripts)
         logits: Any = (model.run(transcript.inputs)[0] for transcript in transcripts)
         _save(spec, logits)
         return
@@ -101,10 +105,11 @@ def _compare(spec: dict[str, str]) -> dict[str, Any]:
     folder = open_folder(spec["model"])
     transcripts = read_transcripts(spec["requests"], Tokenizer.from_file(spec["vocabulary"]), folder.config)
     expected = (np.load(Path(spec["logits"]) / f"{i}.npy") for i in range(len(transcripts)))
-    return asdict(compare(_open_model(folder.path, transcripts), transcripts, expected))
+    return asdict(compare(open_model(folder.path, transcripts), transcripts, expected))
 
 
-def _open_model(folder: Path, transcripts: Any) -> Any:
+def open_model(folder: Path, transcripts: Sequence[Transcript]) -> OnnxModel:
+    """A session with room for the longest transcript, with the native kernels if they are built."""
     from cpmbee import native
     from cpmbee.export.onnx_model import OnnxModel
 

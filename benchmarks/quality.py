@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 
 from cpmbee import native
 from cpmbee.bench.environment import commit, write_result
+from cpmbee.bench.fidelity import open_model
 from cpmbee.config import ModelConfig
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.exporter import export
-from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.packing import BLOCK_SIZES
 from cpmbee.export.quality import measure
 from cpmbee.export.quantize import Method
@@ -236,12 +236,6 @@ def reference(checkpoint: Path, transcripts: list[Transcript]) -> list[NDArray[n
     source = open_source(checkpoint)
     with few_threads(source.config):
         return list(streamed_logits(source, [t.inputs for t in transcripts], lambda stage, fraction: None))
-
-
-def open_model(folder: Path, transcripts: list[Transcript]) -> OnnxModel:
-    """A session with room for the longest transcript."""
-    rows = max(transcript.num_tokens for transcript in transcripts)
-    return OnnxModel(folder / "model.onnx", rows, use_native=native.library_path() is not None)
 
 
 def divided(files: list[Path], calibration: list[Path] | None, count: int) -> tuple[Requests, Requests]:
