@@ -4,7 +4,7 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
     """Models this small lose more to the meeting of threads than they gain, above all on shared cores."""
     threads = torch.get_num_threads()

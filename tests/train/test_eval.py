@@ -6,12 +6,10 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from cpmbee.cli import main
 from cpmbee.engine import Engine
@@ -33,14 +31,6 @@ MIXED = [
     {"input": "ab☂", "<ans>": {"x": "☂", "y": "a"}, "task": "two"},
     {"input": "ab", "<ans>": "☂", "task": "two"},  # not to be written: the request has no such token
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +31,6 @@ from tests.train.task_files import choice_records
 
 CONFIG = LoraConfig(rank=2, alpha=6.0, targets=("project_q", "w_0", "layers.1.ffn.ffn.w_out"))
 LAYERS = 3 + 3 + 1
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
