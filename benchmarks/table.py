@@ -19,6 +19,7 @@ from pathlib import Path
 from cpmbee.bench import plots
 from cpmbee.bench.checks import check_workloads, open_subjects
 from cpmbee.bench.environment import circumstances, results_folder, shown_command
+from cpmbee.bench.peers.protocol import made_once
 from cpmbee.bench.plan import Sweep
 from cpmbee.bench.records import Result
 from cpmbee.bench.report import csv_text, markdown
@@ -180,13 +181,7 @@ def make_checkpoint(size: str, scratch: Path) -> Path:
     if size == DEMO:
         scratch.mkdir(parents=True, exist_ok=True)
         return demo_checkpoint()
-    folder = scratch / size
-    if not folder.exists():
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        write_checkpoint(published_config(size), partial)
-        partial.rename(folder)
-    return folder
+    return made_once(scratch / size, lambda out: write_checkpoint(published_config(size), out))
 
 
 def write_table(out: Path) -> None:
