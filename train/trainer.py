@@ -15,7 +15,6 @@ import torch
 from cpmbee.errors import CheckpointError
 from cpmbee.model import CpmBee
 from cpmbee.train.batches import TrainingBatch
-from cpmbee.train.loss import target_positions
 from cpmbee.train.metrics import MetricsLog, StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes
@@ -27,7 +26,7 @@ from cpmbee.train.source import BatchSource
 from cpmbee.train.step import OptimizerStep, StepResult
 from cpmbee.train.validation import Best
 
-__all__ = ["Evaluate", "Trainer", "TrainerConfig", "TrainingResult", "target_positions"]
+__all__ = ["Evaluate", "Trainer", "TrainerConfig", "TrainingResult"]
 
 logger = logging.getLogger("cpmbee.train")
 
