@@ -73,7 +73,7 @@ class Peer(ABC):
         return workload.beams == 1
 
 
-def made_once(folder: Path, write: Callable[[Path], None]) -> Path:
+def made_once(folder: Path, write: Callable[[Path], object]) -> Path:
     """A folder that ``write`` made, now or in an earlier run; none is left that it made only in part."""
     if not folder.exists():
         partial = folder.with_name(f"{folder.name}.partial")
