@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +13,8 @@ from cpmbee.errors import ConfigError
 from cpmbee.results import GenerationResult, Piece
 from cpmbee.streaming import Stream
 from cpmbee.tokenizer import Tokenizer
+
+logger = logging.getLogger("cpmbee")
 
 
 @dataclass(frozen=True)
@@ -31,16 +35,21 @@ class Chat:
 
     What the user says is escaped: a ``<`` in it is a plain character, never a special token.
 
+    A conversation that outgrows the engine's cache goes on: a request leaves out as many of the oldest turns as it
+    must, whole ones, so that the others, ``fields``, the new message and the reply's budget fit. ``forgotten`` says how
+    many; ``turns`` keeps them all.
+
     Args:
         engine: runs the model.
         user: marks what the user says.
         assistant: marks what the model says.
         fields: more keys of the request, such as ``{"prompt": "..."}``; they follow ``input``.
-        max_turns: how many of the last turns the model sees; None for all of them.
+        max_turns: how many of the last turns the model sees at most; None for as many as fit.
         **options: generation options for every reply.
 
     Attributes:
         turns: the conversation so far.
+        forgotten: how many of the oldest turns the last request left out.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class Chat:
             raise ConfigError(f"max_turns must be None or an integer of at least 0, not {max_turns!r}")
         engine.generation_config.updated(**options)
         self.turns: list[Turn] = []
+        self.forgotten = 0
         self._engine = engine
         self._user = user
         self._assistant = assistant
@@ -73,22 +83,56 @@ class Chat:
 
         Returns:
             The result; its answer is the reply.
+
+        Raises:
+            CacheFullError: the message would not fit the cache even without the turns before it.
         """
-        result = self._engine.generate(self.request(text), **{**self._options, **options})
+        options = {**self._options, **options}
+        result = self._engine.generate(self._next_request(text, options), **options)
         self.remember(text, result)
         return result
 
     def stream(self, text: str, **options: Any) -> ChatStream:
         """Like `send`, piece by piece; the turn is remembered when the stream has ended or is closed."""
-        return ChatStream(self, text, self._engine.stream(self.request(text), **{**self._options, **options}))
+        options = {**self._options, **options}
+        return ChatStream(self, text, self._engine.stream(self._next_request(text, options), **options))
 
     def reset(self) -> None:
         """Forget the conversation."""
         self.turns.clear()
+        self.forgotten = 0
 
-    def request(self, text: str) -> dict[str, Any]:
-        """The request that asks for a reply to ``text``."""
+    def request(self, text: str, **options: Any) -> dict[str, Any]:
+        """The request that asks for a reply to ``text``.
+
+        Args:
+            text: what the user says.
+            **options: generation options for this reply only; its budget takes part of the cache.
+        """
+        return self._request(text, self._first_turn(text, {**self._options, **options}))
+
+    def _next_request(self, text: str, options: dict[str, Any]) -> dict[str, Any]:
+        first = self._first_turn(text, options)
+        request = self._request(text, first)
+        if first > self.forgotten:
+            logger.info("the model no longer sees the %d oldest of %d turns", first, len(self.turns))
+        self.forgotten = first
+        return request
+
+    def _first_turn(self, text: str, options: dict[str, Any]) -> int:
+        """The first turn of a request that the cache and ``max_turns`` allow; that behind the last for none."""
         first = 0 if self._max_turns is None else max(0, len(self.turns) - self._max_turns)
+        capacity = self._engine.cache_usage.capacity
+
+        def fits(first: int) -> bool:
+            return self._engine.cache_rows(self._request(text, first), **options) <= capacity
+
+        candidates = range(first, len(self.turns))
+        if not candidates or fits(first):
+            return first
+        return first + bisect_left(candidates, True, key=fits)
+
+    def _request(self, text: str, first: int) -> dict[str, Any]:
         dialogue = "".join(
             f"{self._user}{Tokenizer.escape(turn.user)}{self._assistant}{turn.reply}" for turn in self.turns[first:]
         )

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 from cpmbee.answers import AnswerWriter
 from cpmbee.cache import CachePool
+from cpmbee.calls import items_of, locating
 from cpmbee.choices import Choice
 from cpmbee.config import ModelConfig
 from cpmbee.encoding import Data, Prompt
-from cpmbee.errors import CacheFullError, PromptError, TokenizeError, VocabularyError
+from cpmbee.errors import PromptError, VocabularyError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.prompt import encode_prompt
 from cpmbee.relation import RelationBuilder
-from cpmbee.request import Request, make_request
+from cpmbee.request import Request, make_request, most_rows
 from cpmbee.results import CacheUsage, FinishReason, GenerationResult, Timings, Usage
 from cpmbee.row_keeper import RowKeeper
 from cpmbee.runner import Backend
@@ -155,7 +155,7 @@ class Engine:
             InferenceError: the model cannot be run, or computes logits that are not finite.
         """
         config = self.generation_config.updated(**options)
-        items, single = _items(data)
+        items, single = items_of(data)
         requests = [self._request(item, i, examples, config, single) for i, item in enumerate(items)]
         steps = self._scheduler.run(requests)
         try:
@@ -220,7 +220,7 @@ class Engine:
             CacheFullError: a request and one of its choices do not fit the cache; raised before anything runs.
             InferenceError: the model cannot be run, or computes logits that are not finite.
         """
-        items, single = _items(data)
+        items, single = items_of(data)
         if not isinstance(choices, (list, tuple)):
             raise PromptError(f"choices must be a list of answers, not {type(choices).__name__}")
         given: Sequence[Any] = [choices] if single else choices
@@ -228,7 +228,7 @@ class Engine:
             raise PromptError(f"{len(items)} requests need as many lists of choices, not {len(given)}")
         jobs: list[ScoringJob] = []
         for i, (item, answers) in enumerate(zip(items, given, strict=True)):
-            with _locating(i, single):
+            with locating(i, single):
                 prompt = self.encode(item, examples)
                 jobs.append(make_job(prompt, answers, self.tokenizer, self._backend.config, self._pool.capacity))
         sums = self._scorer.run(jobs)
@@ -247,11 +247,23 @@ class Engine:
             raise PromptError(f"examples must be a list of dicts, not {type(examples).__name__}")
         return encode_prompt(data, self.tokenizer, examples)
 
+    def cache_rows(self, data: Data, examples: Sequence[Data] = (), **options: Any) -> int:
+        """The most cache rows that `generate` takes for a request: its prompt, and the answer budget of every beam.
+
+        More than ``cache_usage.capacity`` do not fit.
+
+        Args:
+            data: a nested dict with an ``<ans>`` key.
+            examples: in-context examples.
+            **options: fields of `GenerationConfig`.
+        """
+        return most_rows(self.encode(data, examples), self.generation_config.updated(**options))
+
     def _request(
         self, data: Data, index: int, examples: Sequence[Data], config: GenerationConfig, single: bool
     ) -> Request:
         start = time.perf_counter()
-        with _locating(index, single):
+        with locating(index, single):
             prompt = self.encode(data, examples)
             request = make_request(prompt, index, self.tokenizer, self._backend.config, config)
             self._scheduler.check(request)
@@ -272,25 +284,3 @@ class Engine:
             usage=Usage(len(request.prompt), len(best.tokens)),
             timings=Timings(request.encode_seconds, request.prefill_seconds, request.decode_seconds),
         )
-
-
-def _items(data: Data | Sequence[Data]) -> tuple[Sequence[Data], bool]:
-    """Requests as a list, and whether the caller gave a single one."""
-    if isinstance(data, dict):
-        return [data], True
-    if not isinstance(data, (list, tuple)):
-        raise PromptError(f"a request is a dict, and several are a list of them, not {type(data).__name__}")
-    return data, False
-
-
-@contextmanager
-def _locating(index: int, single: bool) -> Iterator[None]:
-    """Say in errors which request of several is at fault."""
-    try:
-        yield
-    except (CacheFullError, PromptError, TokenizeError) as error:
-        if single:
-            raise
-        located = type(error)(f"request {index}: {error}")
-        located.request = index
-        raise located from None

@@ -39,7 +39,17 @@ class Request(RowHolder):
     @property
     def answer_rows(self) -> int:
         """The most rows its answers can take at a time."""
-        return self.config.beam_size * (self.config.max_new_tokens - 1)
+        return most_answer_rows(self.config)
+
+
+def most_answer_rows(config: GenerationConfig) -> int:
+    """The most cache rows that answers written with these options can take at a time."""
+    return config.beam_size * (config.max_new_tokens - 1)
+
+
+def most_rows(prompt: Prompt, config: GenerationConfig) -> int:
+    """The most cache rows that a request can take: its prompt, the first answer's ``<s>``, and its answers."""
+    return len(prompt) + 1 + most_answer_rows(config)
 
 
 def make_request(

@@ -14,7 +14,7 @@ import numpy as np
 from cpmbee.cache import CachePool
 from cpmbee.prefill import Reading, read
 from cpmbee.relation import RelationBuilder
-from cpmbee.request import Request
+from cpmbee.request import Request, most_rows
 from cpmbee.row_keeper import RowKeeper
 from cpmbee.runner import Backend, Runner
 from cpmbee.sequence import Sequence
@@ -40,7 +40,7 @@ class Scheduler:
 
     def check(self, request: Request) -> None:
         """Raise `CacheFullError` for a request that would not fit if it were the only one."""
-        self._pool.check(len(request.prompt) + 1 + request.answer_rows)
+        self._pool.check(most_rows(request.prompt, request.config))
 
     def run(self, requests: list[Request]) -> Generator[None, None, None]:
         """Carry out requests that passed `check`, in order as far as rows allow; yields after every step.

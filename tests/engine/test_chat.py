@@ -55,3 +55,33 @@ def test_bad_options_show_at_once(chat: cpmbee.Chat) -> None:
     with pytest.raises(cpmbee.ConfigError):
         chat.send("a", max_new_tokens=0)
     assert chat.turns == []
+
+
+def test_a_conversation_that_outgrows_the_cache_forgets_its_oldest_turns(small_folder: Path) -> None:
+    engine = cpmbee.Engine.from_pretrained(small_folder, num_threads=1, cache_tokens=80)
+    chat = cpmbee.Chat(engine, fields={"prompt": "好好说话"}, max_new_tokens=8)
+    for number in range(12):
+        chat.send(f"第{number}句 今天天气真好")
+    assert len(chat.turns) == 12
+    assert 0 < chat.forgotten < 11
+    request = chat.request("好")
+    assert request["prompt"] == "好好说话"
+    seen = [turn.user in request["input"] for turn in chat.turns]
+    first = seen.index(True)
+    assert seen == [False] * first + [True] * (12 - first)
+    assert request["input"].startswith(f"<用户>{chat.turns[first].user}<AI>")
+    with_one_more = {
+        **request,
+        "input": f"<用户>{chat.turns[first - 1].user}<AI>{chat.turns[first - 1].reply}" + request["input"],
+    }
+    assert engine.cache_rows(request, max_new_tokens=8) <= 80 < engine.cache_rows(with_one_more, max_new_tokens=8)
+    # A smaller budget leaves room for more of the past, a larger one for less.
+    sizes = [len(chat.request("好", max_new_tokens=budget)["input"]) for budget in (1, 8, 40)]
+    assert sizes[0] >= sizes[1] > sizes[2]
+    with chat.stream("好", max_new_tokens=40):
+        assert chat.forgotten > first
+    with pytest.raises(cpmbee.CacheFullError, match="cache rows"):
+        chat.send("好" * 80)
+    assert len(chat.turns) == 13
+    chat.reset()
+    assert chat.forgotten == 0
