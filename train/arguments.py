@@ -1,10 +1,24 @@
-"""Numbers on command lines, checked where they are read."""
+"""What several commands read from their command lines: numbers, checked where they are read, and what fields mean."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import math
+
+from cpmbee.train.tasks import TaskFields
+
+
+def add_task_fields(parser: argparse.ArgumentParser) -> None:
+    """The options that say what some of the records' fields mean; `task_fields` takes them."""
+    add = parser.add_argument
+    add("--choices", metavar="FIELD", help="field with the choices: a list, or a dict with them as keys (options)")
+    add("--task", metavar="FIELD", help="field with the record's task; losses and metrics are given for each, too")
+
+
+def task_fields(arguments: argparse.Namespace) -> TaskFields:
+    """What the options of `add_task_fields` say."""
+    return TaskFields(task=arguments.task, choices=arguments.choices)
 
 
 def positive(text: str) -> int:

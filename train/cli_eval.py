@@ -14,11 +14,12 @@ from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError
 from cpmbee.progress import ProgressBar
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.arguments import not_negative, positive
+from cpmbee.train.arguments import add_task_fields, not_negative, positive, task_fields
 from cpmbee.train.evaluation import predict
 from cpmbee.train.jsonl import open_records
 from cpmbee.train.predictions import METRICS, Prediction, summarize
-from cpmbee.train.tasks import TaskFields, read_tasks
+from cpmbee.train.shots import choose_shots, without_shots
+from cpmbee.train.tasks import TaskRecord, read_tasks
 
 _EPILOG = """\
 A record is a request with its right answer under "<ans>", such as
@@ -31,17 +32,28 @@ of "options", or what --choices names.
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if arguments.shots is not None and arguments.examples is None:
+        parser.error("--shots needs --examples")
     metrics = arguments.metrics or METRICS
     for path in (arguments.output, arguments.predictions):
         if path is not None and not path.parent.is_dir():  # now, not when everything has been computed
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
     records = open_records(arguments.file)
-    fields = TaskFields(arguments.task, arguments.choices)
+    fields = task_fields(arguments)
+    solved = None if arguments.examples is None else open_records(arguments.examples)
     tasks = list(read_tasks(records, fields))
     if arguments.limit:
         tasks = tasks[: arguments.limit]
     engine, backend = open_engine(arguments)
+    shots: list[TaskRecord] = []
+    shown: dict[str, Any] = {}
+    if solved is not None:
+        shots = choose_shots(solved, fields, engine.tokenizer, arguments.shots, arguments.seed)
+        all_tasks, tasks = tasks, without_shots(tasks, shots)
+        shown["examples"] = [shot.where for shot in shots]
+        shown["left_out"] = len(all_tasks) - len(tasks)
     begin = time.perf_counter()
     predictions: list[Prediction] = []
     with ExitStack() as stack:
@@ -49,7 +61,7 @@ def main(argv: list[str]) -> int:
         out = None
         if arguments.predictions is not None:
             out = stack.enter_context(arguments.predictions.open("w", encoding="utf-8"))
-        for prediction in predict(engine, tasks, metrics, arguments.max_new_tokens):
+        for prediction in predict(engine, tasks, metrics, arguments.max_new_tokens, [shot.request for shot in shots]):
             predictions.append(prediction)
             if out is not None:
                 print(json.dumps(prediction.to_dict(), ensure_ascii=False), file=out)
@@ -58,6 +70,7 @@ def main(argv: list[str]) -> int:
         "model": str(arguments.model),
         "backend": backend,
         "file": str(arguments.file),
+        **shown,
         **summarize(predictions).to_dict(),
         "seconds": round(time.perf_counter() - begin, 3),
     }
@@ -105,14 +118,18 @@ def _parser() -> argparse.ArgumentParser:
     add("model", type=Path, metavar="MODEL", help="a folder that cpmbee export wrote, or a checkpoint (with PyTorch)")
     add("file", type=Path, metavar="FILE", help="JSON Lines of records, or the folder of a data set")
     add("--metrics", nargs="+", choices=METRICS, metavar="NAME", help=f"of {', '.join(METRICS)} (all)")
-    add("--choices", metavar="FIELD", help="field with the choices: a list, or a dict with them as keys (options)")
-    add("--task", metavar="FIELD", help="field with the record's task: metrics are given for each")
+    add_task_fields(parser)
     add("--max-new-tokens", type=positive, metavar="N", help="budget of a written answer (that of the right ones)")
     add("--limit", type=positive, metavar="N", help="read the first N records only")
     add("--output", type=Path, metavar="FILE", help="write the report there as well")
     add("--predictions", type=Path, metavar="FILE", help="write answers and scores of each record there, JSON Lines")
     add("--threads", type=not_negative, default=0, metavar="N", help="of one run; 0 is one for each physical core")
     add("--cache-tokens", type=not_negative, default=0, metavar="N", help="tokens of all requests at a time")
+    group = parser.add_argument_group("in-context examples")
+    add = group.add_argument
+    add("--examples", type=Path, metavar="FILE", help="solved records, which the model sees beside every request")
+    add("--shots", type=positive, metavar="N", help="draw N of them (all, in order)")
+    add("--seed", type=not_negative, default=0, metavar="N", help="of the drawing (0)")
     group = parser.add_argument_group("checkpoints")
     add = group.add_argument
     add("--vocab", type=Path, metavar="FILE", help="vocabulary, if none lies beside the checkpoint")

@@ -10,14 +10,13 @@ import torch
 
 from cpmbee.errors import ConfigError
 from cpmbee.progress import ProgressBar
-from cpmbee.train.arguments import above_zero, not_negative, positive
+from cpmbee.train.arguments import above_zero, add_task_fields, not_negative, positive, task_fields
 from cpmbee.train.finetune import FinetuneConfig, finetune
 from cpmbee.train.lora import ALL_LINEAR, LoraConfig
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
 from cpmbee.train.processes import Processes, process_group
-from cpmbee.train.tasks import TaskFields
 
 _EPILOG = """\
 A record is a request with its right answer under "<ans>", one JSON object a line. Options of records that are choices
@@ -101,7 +100,7 @@ def _config(arguments: argparse.Namespace) -> FinetuneConfig:
         lora=lora,
         row_length=arguments.row_length,
         batch_rows=arguments.batch_rows,
-        fields=TaskFields(arguments.task, arguments.choices),
+        fields=task_fields(arguments),
         metric=arguments.metric,
         seed=arguments.seed,
         dialect=arguments.dialect,
@@ -128,8 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add("out", type=Path, metavar="OUT", help="folder to write")
     add("--eval", type=Path, metavar="FILE", help="held-out records; the best evaluation is what is written")
     add("--vocab", type=Path, metavar="FILE", help="vocabulary, if none lies beside the checkpoint")
-    add("--choices", metavar="FIELD", help="field with the choices: a list, or a dict with them as keys (options)")
-    add("--task", metavar="FIELD", help="field with the record's task: losses and metrics are given for each")
+    add_task_fields(parser)
     add("--resume", action="store_true", help="go on from the last checkpoint in OUT")
     add("--dialect", choices=("huggingface", "original"), default="huggingface", help="of a full model (huggingface)")
     group = parser.add_argument_group("LoRA")

@@ -18,6 +18,7 @@ from cpmbee.errors import CacheFullError, CpmBeeError, DataError, PromptError, T
 from cpmbee.results import GenerationResult
 from cpmbee.scoring import ChoiceScore
 from cpmbee.token_space import make_token_space
+from cpmbee.train.data.records import Record
 from cpmbee.train.predictions import METRICS, Evaluation, Prediction, summarize
 from cpmbee.train.tasks import TaskRecord
 
@@ -30,14 +31,19 @@ def evaluate(
     records: Iterable[TaskRecord],
     metrics: Sequence[str] = METRICS,
     max_new_tokens: int | None = None,
+    examples: Sequence[Record] = (),
 ) -> Evaluation:
     """Measure an engine on records; see `predict`."""
-    predictions = list(predict(engine, records, metrics, max_new_tokens))
+    predictions = list(predict(engine, records, metrics, max_new_tokens, examples))
     return summarize(predictions)
 
 
 def predict(
-    engine: Engine, records: Iterable[TaskRecord], metrics: Sequence[str] = METRICS, max_new_tokens: int | None = None
+    engine: Engine,
+    records: Iterable[TaskRecord],
+    metrics: Sequence[str] = METRICS,
+    max_new_tokens: int | None = None,
+    examples: Sequence[Record] = (),
 ) -> Iterator[Prediction]:
     """Ask an engine about records, some at a time.
 
@@ -47,13 +53,14 @@ def predict(
         metrics: of `METRICS`; ``loss`` and ``choice_accuracy`` score given answers, ``exact_match`` writes one.
         max_new_tokens: budget of an answer; None gives what the longest right answer among those that are written
             together takes, and one more: whatever is longer cannot be right.
+        examples: in-context examples for every record: requests with their right answers.
 
     Raises:
         DataError: a record cannot be read by this model; names it and the path in it.
     """
     waiting = iter(records)
     while batch := list(islice(waiting, BATCH_RECORDS)):
-        yield from _predict(engine, batch, metrics, max_new_tokens)
+        yield from _predict(engine, batch, metrics, max_new_tokens, examples)
 
 
 @dataclass
@@ -74,33 +81,37 @@ class _Item:
 
 
 def _predict(
-    engine: Engine, batch: list[TaskRecord], metrics: Sequence[str], max_new_tokens: int | None
+    engine: Engine,
+    batch: list[TaskRecord],
+    metrics: Sequence[str],
+    max_new_tokens: int | None,
+    examples: Sequence[Record],
 ) -> Iterator[Prediction]:
-    items = [_item(engine, record, metrics) for record in batch]
+    items = [_item(engine, record, metrics, examples) for record in batch]
     requests = [record.request for record in batch]
     asked = [i for i, item in enumerate(items) if item.given]
     scores: list[list[ChoiceScore]] = [[] for _ in batch]
     with _naming([batch[i] for i in asked]):
-        found = engine.score([requests[i] for i in asked], [items[i].given for i in asked])
+        found = engine.score([requests[i] for i in asked], [items[i].given for i in asked], examples)
     for i, scored in zip(asked, found, strict=True):
         scores[i] = scored
     written: list[GenerationResult | None] = [None] * len(batch)
     if "exact_match" in metrics:
         budget = max_new_tokens or 1 + max(item.tokens for item in items)
         with _naming(batch):
-            written = list(engine.generate(requests, max_new_tokens=budget, **GREEDY))
+            written = list(engine.generate(requests, examples, max_new_tokens=budget, **GREEDY))
     for item, scored, result in zip(items, scores, written, strict=True):
         yield _prediction(item, scored, result, metrics)
 
 
-def _item(engine: Engine, record: TaskRecord, metrics: Sequence[str]) -> _Item:
+def _item(engine: Engine, record: TaskRecord, metrics: Sequence[str], examples: Sequence[Record]) -> _Item:
     """Find out whether the right answer can be written, and which answers to score.
 
     Raises:
         DataError: the request, or the shape of the answer, is wrong.
     """
     with _naming([record]):
-        prompt = engine.encode(record.request)
+        prompt = engine.encode(record.request, examples)
         encoder = ChoiceEncoder(prompt, make_token_space(prompt, engine.tokenizer, engine.config), engine.tokenizer)
     writable = True
     try:

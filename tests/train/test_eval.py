@@ -143,6 +143,57 @@ def test_command(checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.
     assert not {"exact_match", "choice_accuracy"} & set(report)
 
 
+def test_examples_are_seen_beside_every_record(
+    checkpoint: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    solved = [{**record, "kind": "choose"} for record in choice_records(6, seed=2)]
+    asked = [{**record, "kind": "choose"} for record in choice_records(5)]
+    asked += [solved[3], *({**record, "kind": "copy"} for record in copy_records(3))]
+    examples, file = write_records(tmp_path / "solved.jsonl", solved), write_records(tmp_path / "asked.jsonl", asked)
+    common = [str(file), "--task", "kind", "--examples", str(examples)]
+
+    def run(model: Path, *options: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        lines = tmp_path / "predictions.jsonl"
+        assert main(["eval", str(model), *common, *options, "--predictions", str(lines)]) == 0
+        report = json.loads(capsys.readouterr().out)
+        return report, [json.loads(line) for line in lines.read_text(encoding="utf-8").splitlines()]
+
+    report, predictions = run(folder, "--shots", "3", "--seed", "4")
+    other, theirs = run(checkpoint, "--shots", "3", "--seed", "4")
+    assert report["examples"] == other["examples"]
+    assert len(set(report["examples"])) == 3
+    numbers = [int(place.rpartition(" ")[2]) - 1 for place in report["examples"]]
+    assert (3 in numbers) == (report["left_out"] == 1)
+    assert report["records"] + report["left_out"] == len(asked)
+    assert [(p["answer"], p.get("choice")) for p in predictions] == [(p["answer"], p.get("choice")) for p in theirs]
+    assert [p["logprob"] for p in predictions] == pytest.approx([p["logprob"] for p in theirs], abs=1e-4)
+
+    engine = torch_engine(checkpoint)
+    seen = [{name: value for name, value in solved[i].items() if name != "kind"} for i in numbers]
+    request = {name: value for name, value in asked[0].items() if name != "kind"}
+    expected = engine.score(request, list(request["options"]), seen)
+    assert [s["logprob"] for s in predictions[0]["scores"]] == pytest.approx([s.logprob for s in expected], abs=1e-4)
+    assert engine.generate(request, seen, max_new_tokens=12).answer.startswith(predictions[0]["answer"])
+    assert engine.score(request, list(request["options"]))[0].logprob != pytest.approx(expected[0].logprob, abs=1e-3)
+
+    everything, _ = run(folder)  # all of them, in order
+    assert everything["examples"] == [f"{examples}, line {i}" for i in range(1, 7)]
+    assert everything["left_out"] == 1
+    for options, code, message in [
+        (["--shots", "7"], 1, "7 examples are wanted, and there are 6 records"),
+        (["--examples", str(file), "--limit", "5"], 1, "all other records are among the examples"),
+        (
+            ["--examples", str(write_records(tmp_path / "bad.jsonl", [{"a": "<", "kind": "x", "<ans>": ""}]))],
+            1,
+            "line 1: $.a",
+        ),
+    ]:
+        assert main(["eval", str(folder), *common, *options]) == code
+        assert message in capsys.readouterr().err
+    assert main(["eval", str(folder), str(file), "--shots", "2"]) == 2
+    assert "--shots needs --examples" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
