@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -70,6 +71,7 @@ class Sample:
     decode: list[float] = field(default_factory=list)
     steps: list[float] = field(default_factory=list)
     cache_bytes: int | None = None
+    step_cache_bytes: float | None = None
     kernels: dict[str, str] = field(default_factory=dict)
     memory: Memory | None = None  # of the process that did the work
 
@@ -101,20 +103,21 @@ def measure_engine(spec: CellSpec) -> Sample:
     requests = random_requests(engine, work)
     first = engine.generate(requests, max_new_tokens=WARM_UP_ANSWER, beam_size=work.beams)
     sample.cold = sample.load + first[0].timings.encode + first[0].timings.prefill
-    used = 0
+    rows: list[int] = []
     for _ in range(spec.repetitions):
         times: list[float] = []
 
         def on_step(_: int, times: list[float] = times) -> None:
-            nonlocal used
             times.append(time.perf_counter())
-            used = max(used, engine.cache_usage.used)
+            rows.append(engine.cache_usage.used)
 
         results = engine.generate(requests, on_step=on_step, max_new_tokens=work.answer, beam_size=work.beams)
         sample.encode.append(sum(result.timings.encode for result in results))
         sample.prefill.append(results[0].timings.prefill)
         sample.add_tokens(times)
-    sample.cache_bytes = used * (backend.cache_bytes // (backend.cache_rows + 1))
+    row_bytes = backend.cache_bytes // (backend.cache_rows + 1)
+    sample.cache_bytes = max(rows) * row_bytes
+    sample.step_cache_bytes = statistics.fmean(rows) * row_bytes
     sample.kernels = engine.native_ops
     return sample
 

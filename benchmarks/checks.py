@@ -6,8 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from cpmbee.bench.cost import num_parameters, operations
 from cpmbee.bench.plan import Subject, Workload
+from cpmbee.cache_types import CACHE_DTYPES
 from cpmbee.encoding import Data
 from cpmbee.errors import ConfigError, VocabularyError
 from cpmbee.folder import ModelFolder, open_folder
@@ -16,7 +19,7 @@ from cpmbee.prompt import encode_prompt
 from cpmbee.tokenizer import Tokenizer
 
 EMPTY: Data = {"input": "", "<ans>": ""}
-PROCESS_BYTES = 200 << 20  # of Python, ONNX Runtime and working memory, at least
+SCALE_BYTES = 4
 RELATION_BYTES = 2  # of each pair of a prompt's tokens
 
 
@@ -50,20 +53,26 @@ def check_workloads(found: Sequence[tuple[Subject, ModelFolder]], workloads: Seq
     memory = physical_memory()
     for subject, folder in found:
         shortest = len(encode_prompt(EMPTY, Tokenizer.from_file(folder.vocabulary))) + 1
-        row = cache_row_bytes(folder)
         for workload in workloads:
             if workload.prompt < shortest:
                 raise ConfigError(f"a prompt has at least {shortest} tokens, not {workload.prompt}")
             if workload.answer < 2:
                 raise ConfigError(f"an answer has at least 2 tokens, for decoding to be timed, not {workload.answer}")
-            relation = RELATION_BYTES * workload.batch * workload.prompt**2
-            needed = subject.weight_bytes + workload.cache_rows * row + relation + PROCESS_BYTES
-            if needed > memory:
-                raise ConfigError(
-                    f"{folder.path}: needs about {needed / 1e9:.1f} GB of memory for prompts of {workload.prompt} "
-                    f"tokens ({subject.weight_bytes / 1e9:.1f} GB weights, {workload.cache_rows} cache rows), but this "
-                    f"machine has {memory / 1e9:.1f} GB"
-                )
+            if reason := does_not_fit(subject, workload, memory):
+                raise ConfigError(f"{folder.path}: {reason}")
+
+
+def does_not_fit(subject: Subject, workload: Workload, memory: int) -> str:
+    """Why ``memory`` bytes are too little for a workload; empty where they are enough."""
+    needed = subject.memory_bytes(workload)
+    if needed <= memory:
+        return ""
+    rows = workload.cache_rows
+    return (
+        f"needs about {needed / 1e9:.1f} GB of memory for prompts of {workload.prompt} tokens "
+        f"({subject.loaded_bytes / 1e9:.1f} GB for the loaded model, {rows * subject.row_bytes / 1e9:.1f} GB for "
+        f"{rows} cache rows in {subject.cache}), but this machine has {memory / 1e9:.1f} GB"
+    )
 
 
 def require_folder(path: Path) -> None:
@@ -82,8 +91,11 @@ def require_folder(path: Path) -> None:
 
 
 def cache_row_bytes(folder: ModelFolder) -> int:
-    """Bytes that one token takes in the cache, at most: as fp32."""
-    return 2 * 4 * len(folder.config.attention_layers) * folder.config.attention_dim
+    """Bytes that one token takes in the cache of a folder's type: keys and values, in int8 a scale for each head."""
+    config = folder.config
+    number = np.dtype(CACHE_DTYPES[folder.cache]).itemsize
+    scales = SCALE_BYTES * config.num_attention_heads if folder.cache == "int8" else 0
+    return 2 * len(config.attention_layers) * (config.attention_dim * number + scales)
 
 
 def _subject(folder: ModelFolder) -> Subject:
@@ -101,4 +113,7 @@ def _subject(folder: ModelFolder) -> Subject:
         file_bytes=sum(file.stat().st_size for file in folder.path.iterdir() if file.is_file()),
         weight_bytes=size,
         operations=operations(folder.config),
+        loaded_bytes=size,
+        row_bytes=cache_row_bytes(folder),
+        pair_bytes=RELATION_BYTES,
     )

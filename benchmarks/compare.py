@@ -135,8 +135,9 @@ def _circumstances(before: Result, after: Result) -> list[str]:
         old, new = (each.get(name, "none") for each in versions)
         if old != new:
             lines.append(f"{name} {old}, then {new}")
-    for threads in sorted({*before.bandwidth} & {*after.bandwidth}):
-        old, new = (statistics.median(each.bandwidth[threads]) for each in (before, after))
+    rates = [each.bandwidth() for each in (before, after)]
+    for threads in sorted({*rates[0]} & {*rates[1]}):
+        old, new = (statistics.median(each[threads]) for each in rates)
         text = f"memory, {threads} threads: {old / 1e9:.1f} GB/s, then {new / 1e9:.1f}"
         if abs(new / old - 1) > THRESHOLD:
             text += "; the machine itself was not equally fast, so what depends on memory is not comparable"

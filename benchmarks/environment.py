@@ -38,12 +38,23 @@ def machine() -> dict[str, Any]:
         "family": "/".join(fields.get(name, "?") for name in ("cpu family", "model", "stepping")),
         "cores": os.cpu_count(),
         "vector_instructions": [flag for flag in VECTOR_FLAGS if flag in flags],
+        "processor_cache_bytes": processor_cache_bytes(),
         "flags": " ".join(sorted(flags)),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         description["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
     return description
+
+
+def processor_cache_bytes() -> int:
+    """Of the largest cache of the first processor; 0 where the system does not tell."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    sizes = [0]
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        if match := re.fullmatch(r"(\d+)([KMG]?)", file.read_text(encoding="utf-8").strip()):
+            sizes.append(int(match[1]) * units.get(match[2], 1))
+    return max(sizes)
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

@@ -47,7 +47,9 @@ class Cost:
         return max(self.bytes / bandwidth, self.operations / rates["int8" if self.quantized else "fp32"])
 
 
-def costs(model: ModelProto, config: ModelConfig, tokens: int, keys: int, sequences: int) -> dict[str, Cost]:
+def costs(
+    model: ModelProto, config: ModelConfig, tokens: int, keys: int, sequences: int, cache_rows: float
+) -> dict[str, Cost]:
     """Cost of each kind of operator in one run.
 
     Args:
@@ -56,6 +58,8 @@ def costs(model: ModelProto, config: ModelConfig, tokens: int, keys: int, sequen
         tokens: that the run reads of each sequence.
         keys: that each of them sees, itself included.
         sequences: that run together.
+        cache_rows: that all of them see. One that several beams share counts once: attention takes it for each of
+            them, but a layer's rows stay in the processor's cache meanwhile.
     """
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     declared = {value.name: value for value in model.graph.input}
@@ -67,7 +71,7 @@ def costs(model: ModelProto, config: ModelConfig, tokens: int, keys: int, sequen
         cost = found[node.op_type]
         if node.op_type == "BucketedAttention":
             cost.operations += 4.0 * config.attention_dim * tokens * keys * sequences
-            cost.bytes += float(cache_row_bytes(node, declared)) * keys * sequences
+            cost.bytes += cache_row_bytes(node, declared) * cache_rows
         elif node.op_type not in (*LOOKUPS, "Cast"):
             for tensor in _matrices(node, stored):
                 bits = next((attribute.i for attribute in node.attribute if attribute.name == "bits"), 0)

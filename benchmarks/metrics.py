@@ -23,23 +23,25 @@ class Context:
     Attributes:
         workload: that was asked.
         subject: `cpmbee.bench.plan.Subject.to_dict`.
-        bandwidth: bytes per second that the workload's threads read, the median of the run.
+        processor_cache: bytes of the processor's largest cache; weights that fit it are not read from memory.
     """
 
     workload: Workload
     subject: dict[str, Any]
-    bandwidth: float | None
+    processor_cache: int
 
     @property
     def prefill_operations(self) -> float:
         """Of reading all prompts."""
         return self.workload.batch * Operations(**self.subject["operations"]).prefill(self.workload.prompt)
 
-    def step_bytes(self, cache_bytes: int | None) -> float:
-        """Bytes that a decoding step reads: all weights, and the cache rows that are in use halfway."""
-        work = self.workload
-        written = work.beams * work.answer
-        return float(self.subject["weight_bytes"]) + (cache_bytes or 0) * (1 - written / 2 / (work.prompt + written))
+    def step_bytes(self, r: Round) -> float:
+        """Bytes that a decoding step reads: all weights, and each cache row in use, however many beams share it."""
+        weights, work = float(self.subject["weight_bytes"]), self.workload
+        if r.step_cache_bytes is not None:
+            return weights + r.step_cache_bytes
+        halfway, end = work.prompt + work.answer / 2, work.prompt + work.answer - 1
+        return weights + (r.cache_bytes or 0) * halfway / end
 
 
 @dataclass(frozen=True)
@@ -82,12 +84,17 @@ def _percentile(share: float) -> Value:
 
 
 def _read_rate(c: Context, r: Round) -> float | None:
-    return _rate(c.step_bytes(r.cache_bytes), _median(r.decode))
+    return _rate(c.step_bytes(r), _median(r.decode))
+
+
+def _memory_rate(c: Context, r: Round) -> float | None:
+    in_memory = c.step_bytes(r) > c.processor_cache
+    return statistics.fmean(r.bandwidth) if r.bandwidth and in_memory else None
 
 
 def _read_share(c: Context, r: Round) -> float | None:
-    rate = _read_rate(c, r)
-    return rate / c.bandwidth if rate is not None and c.bandwidth else None
+    rate, limit = _read_rate(c, r), _memory_rate(c, r)
+    return rate / limit if rate is not None and limit is not None else None
 
 
 MS, GB, MB, PERCENT = 1e-3, 1e9, 1e6, 1e-2
@@ -107,7 +114,8 @@ METRICS = (
     Metric("step_p90_s", "p90", _percentile(90), False, MS, 2),
     Metric("step_p99_s", "p99", _percentile(99), False, MS, 2),
     Metric("read_bytes_per_s", "GB/s", _read_rate, True, GB),
-    Metric("read_share", "of memory's, %", _read_share, True, PERCENT, 0),
+    Metric("memory_bytes_per_s", "memory's, GB/s", _memory_rate, None, GB),
+    Metric("read_share", "share, %", _read_share, True, PERCENT, 0),
     Metric("load_s", "load, s", lambda _, r: r.load, False, 1, 2),
     Metric("load_to_first_token_s", "to first token, s", lambda _, r: r.cold, False, 1, 2),
     Metric("peak_resident_bytes", "peak memory, MB", lambda _, r: r.peak_resident, False, MB, 0),
@@ -139,8 +147,8 @@ class Summary:
 
 def context(result: Result, cell: Cell) -> Context:
     """What the metrics of a cell need."""
-    rates = result.bandwidth.get(cell.workload.threads)
-    return Context(cell.workload, result.subjects[cell.subject], statistics.median(rates) if rates else None)
+    processor_cache = result.about["machine"].get("processor_cache_bytes", 0)
+    return Context(cell.workload, result.subjects[cell.subject], processor_cache)
 
 
 def summarize(result: Result, cell: Cell) -> dict[str, Summary]:

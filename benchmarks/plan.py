@@ -10,6 +10,8 @@ from typing import Any
 
 from cpmbee.bench.cost import Operations
 
+PROCESS_BYTES = 200 << 20  # of Python, an engine's library and working memory, at least
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -53,6 +55,9 @@ class Subject:
         file_bytes: of everything it loads.
         weight_bytes: that one decoding step reads: all of them, for the embedding is the output head as well.
         operations: of reading a prompt.
+        loaded_bytes: of memory that the loaded model takes, at most.
+        row_bytes: of memory that one token takes in the cache.
+        pair_bytes: of memory that each pair of a prompt's tokens takes while it is read.
         environment: variables of its process.
         options: for its module.
     """
@@ -68,8 +73,17 @@ class Subject:
     file_bytes: int
     weight_bytes: int
     operations: Operations
+    loaded_bytes: int
+    row_bytes: int
+    pair_bytes: int
     environment: tuple[tuple[str, str], ...] = ()
     options: tuple[tuple[str, str], ...] = ()
+
+    def memory_bytes(self, workload: Workload) -> int:
+        """Of memory that a process takes for a workload, about."""
+        pairs = workload.batch * workload.prompt**2
+        rows = workload.cache_rows * self.row_bytes
+        return self.loaded_bytes + rows + pairs * self.pair_bytes + PROCESS_BYTES
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; of the path only its name."""

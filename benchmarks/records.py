@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from cpmbee.bench.plan import Workload
 from cpmbee.errors import ConfigError
 
-FORMAT, SCHEMA_VERSION = "cpmbee-bench", 1
+FORMAT, SCHEMA_VERSION = "cpmbee-bench", 2
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,11 @@ class Round:
         decode: of each repetition, the mean of its later steps.
         steps: between one token and the next, all repetitions; empty where the engine tells only their mean.
         cache_bytes: of the cache rows in use at the end of an answer.
+        step_cache_bytes: of the cache rows in use, the mean over decoding steps; None where the engine does not tell.
         peak_resident: bytes in memory at most, pages of mapped files included.
         peak_anonymous: bytes of its own at most, as sampled.
         peak_file: bytes of mapped files in memory at most, as sampled.
+        bandwidth: bytes per second that as many threads read from memory just before and just after the process.
         disturbed: share of the machine that others took meanwhile.
         kernels: what ran each custom op.
     """
@@ -43,6 +46,8 @@ class Round:
     peak_resident: int | None
     peak_anonymous: int | None
     peak_file: int | None
+    step_cache_bytes: float | None = None
+    bandwidth: list[float] = field(default_factory=list)
     disturbed: float = 0.0
     kernels: dict[str, str] = field(default_factory=dict)
 
@@ -68,7 +73,6 @@ class Result:
 
     Attributes:
         about: command, commit, machine, versions, settings.
-        bandwidth: for each number of threads, bytes per second that they read, measured before each round.
         subjects: by label, what was measured, as `cpmbee.bench.plan.Subject.to_dict` says it.
         cells: all rows.
         skipped: what could not be measured: label and reason.
@@ -78,13 +82,20 @@ class Result:
     """
 
     about: dict[str, Any]
-    bandwidth: dict[int, list[float]] = field(default_factory=dict)
     subjects: dict[str, dict[str, Any]] = field(default_factory=dict)
     cells: list[Cell] = field(default_factory=list)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: dict[str, str] = field(default_factory=dict)
     quality: dict[str, dict[str, Any]] = field(default_factory=dict)
     profile: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def bandwidth(self) -> dict[int, list[float]]:
+        """For each number of threads, all readings of what they read from memory, bytes per second."""
+        found: dict[int, list[float]] = {}
+        for cell in self.cells:
+            rates = found.setdefault(cell.workload.threads, [])
+            rates += [rate for each in cell.rounds for rate in each.bandwidth]
+        return {threads: rates for threads, rates in sorted(found.items()) if rates}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values."""
@@ -98,8 +109,6 @@ class Result:
 
     def include(self, other: Result) -> None:
         """Take the cells of another run, with all that is said of them; circumstances stay those of this one."""
-        for threads, rates in other.bandwidth.items():
-            self.bandwidth.setdefault(threads, []).extend(rates)
         self.subjects |= other.subjects
         self.cells += other.cells
         self.skipped += [each for each in other.skipped if each not in self.skipped]
@@ -120,12 +129,13 @@ class Result:
             raise ConfigError(f"{path}: cannot be read ({error})") from None
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ConfigError(f"{path}: not a result of cpmbee bench")
-        if raw.get("schema_version") != SCHEMA_VERSION:
+        if raw.get("schema_version") not in (1, SCHEMA_VERSION):
             raise ConfigError(f"{path}: schema version {raw.get('schema_version')!r}, expected {SCHEMA_VERSION}")
         try:
+            if raw["schema_version"] == 1:
+                _give_rounds_bandwidth(raw)
             result = cls(
                 about=raw["about"],
-                bandwidth={int(threads): rates for threads, rates in raw["bandwidth"].items()},
                 subjects=raw["subjects"],
                 cells=[_cell(cell) for cell in raw["cells"]],
                 skipped=[(label, reason) for label, reason in raw["skipped"]],
@@ -144,11 +154,11 @@ class Result:
         Raises:
             KeyError: something is missing.
             TypeError: something is of another type.
-            ValueError: a bandwidth is none.
+            ValueError: a bandwidth is zero.
         """
         _require(self.about, "commit", "machine", "versions", "rounds", "repetitions")
         _require(self.about["machine"], "cpu", "cores", "vector_instructions")
-        for rates in self.bandwidth.values():
+        for rates in self.bandwidth().values():
             if min(rates) <= 0:
                 raise ValueError("memory was not read at all")
         for cell in self.cells:
@@ -164,3 +174,11 @@ def _require(values: Mapping[str, Any], *names: str) -> None:
 
 def _cell(raw: Mapping[str, Any]) -> Cell:
     return Cell(raw["subject"], Workload(**raw["workload"]), [Round(**each) for each in raw["rounds"]])
+
+
+def _give_rounds_bandwidth(raw: dict[str, Any]) -> None:
+    """Version 1 measured memory once a round of all cells: the median of the run stands beside each process."""
+    for cell in raw["cells"]:
+        rates = raw["bandwidth"][str(cell["workload"]["threads"])]
+        for each in cell["rounds"]:
+            each["bandwidth"] = [statistics.median(rates)]

@@ -9,12 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cpmbee.bench.metrics import BY_KEY, METRICS, Summary, summarize
+from cpmbee.bench.metrics import BY_KEY, METRICS, Summary, context, summarize
 from cpmbee.bench.profile_table import profile_markdown
 from cpmbee.bench.records import Cell, Result
 
 MEMORY = ("load_s", "load_to_first_token_s", *(metric.key for metric in METRICS if metric.key.endswith("_bytes")))
-SPEED = tuple(metric.key for metric in METRICS if metric.key not in MEMORY)
+DERIVED = ("prefill_s",)  # what prefill's rate says already; in the sheet only
+SPEED = tuple(metric.key for metric in METRICS if metric.key not in (*MEMORY, *DERIVED))
 NOISY = ("prefill_tokens_per_s", "decode_tokens_per_s")  # shown with their spread
 QUALITY = {"kl": "KL, nats", "top1": "top-1, %", "accuracy": "right, %"}
 
@@ -61,21 +62,46 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['vector_instructions']) or 'no vectors'}, "
         f"{machine.get('memory_gib', '?')} GiB; commit {about['commit']}; "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-        f"{about['rounds']} processes for each row, {about['repetitions']} repetitions in each; ± is half the distance "
+        f"{_processes(result)} for each row, {about['repetitions']} repetitions in each; ± is half the distance "
         "between the fastest and the slowest process",
     ]
     if constant:
         lines.append("all rows: " + ", ".join(f"{name} {value}" for name, value in constant.items()))
-    rates = [f"{n} threads {statistics.median(each) / 1e9:.1f} GB/s" for n, each in result.bandwidth.items()]
-    if rates:
-        lines.append("memory is read by " + ", by ".join(rates))
+    lines += [_memory(threads, rates) for threads, rates in result.bandwidth().items()]
+    if result.cells:
         lines.append(
-            "GB/s are those of a decoding step: all weights and the cache rows in use halfway through the answer, read "
-            "once in its mean time"
+            "GB/s are those of a decoding step: all weights and the cache rows in use, read once in its mean time; "
+            "memory's are what as many threads could read just before and just after the same process, the mean; the "
+            "share is the one's of the other, taken process by process; columns are medians over processes"
         )
-    disturbed = max((r.disturbed for cell in result.cells for r in cell.rounds), default=0.0)
-    lines.append(f"others took at most {disturbed:.0%} of the machine during a measurement")
+        if any(_fits_processor(result, cell) for cell in result.cells):
+            cache = machine["processor_cache_bytes"] / 1e6
+            lines.append(
+                f"no share is given where all of it fits the processor's cache ({cache:.0f} MB): not memory's reads"
+            )
+        disturbed = max(r.disturbed for cell in result.cells for r in cell.rounds)
+        lines.append(f"others took at most {disturbed:.0%} of the machine during a measurement")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _processes(result: Result) -> str:
+    """How many processes stand behind a row."""
+    most, settled = result.about["rounds"], result.about.get("settled")
+    if not settled or most < 3:
+        return f"{most} process{'es' if most > 1 else ''}"
+    return f"2 processes, up to {most} until their rates are within ±{settled:.0%},"
+
+
+def _memory(threads: int, rates: Sequence[float]) -> str:
+    return (
+        f"memory is read by {threads} thread{'s' if threads > 1 else ''} at {statistics.median(rates) / 1e9:.1f} GB/s "
+        f"(median of {len(rates)} readings, {min(rates) / 1e9:.1f} to {max(rates) / 1e9:.1f})"
+    )
+
+
+def _fits_processor(result: Result, cell: Cell) -> bool:
+    about = context(result, cell)
+    return any(about.step_bytes(r) <= about.processor_cache for r in cell.rounds)
 
 
 def _columns(cells: Sequence[Cell]) -> tuple[dict[str, Any], list[str]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from cpmbee.bench import fidelity
 from cpmbee.bench.cell import CellSpec
+from cpmbee.bench.checks import does_not_fit
 from cpmbee.bench.peers.protocol import Target
 from cpmbee.bench.peers.registry import PEERS, prepare
 from cpmbee.bench.plan import Subject, Sweep, Workload
@@ -17,6 +18,7 @@ from cpmbee.bench.records import Result
 from cpmbee.bench.runner import Progress, measure
 from cpmbee.errors import ConfigError
 from cpmbee.folder import ModelFolder
+from cpmbee.machine import physical_memory
 
 OURS = "cpmbee"
 
@@ -31,6 +33,7 @@ class Settings:
         rounds: processes for each cell.
         repetitions: in each process.
         attempts: at a process that others disturb.
+        settled: a cell whose rates two processes agree on, to this share, needs no third.
         checkpoint: what the models were exported from.
         requests: JSON Lines to measure quality on.
         profile: whether our models are profiled, at the first workload.
@@ -41,6 +44,7 @@ class Settings:
     rounds: int = 3
     repetitions: int = 3
     attempts: int = 3
+    settled: float = 0.0
     checkpoint: Path | None = None
     requests: Path | None = None
     profile: bool = False
@@ -67,7 +71,8 @@ def run(
     """
     reference = _reference(found, settings)
     scratch.mkdir(parents=True, exist_ok=True)
-    result = Result({**about, "rounds": settings.rounds, "repetitions": settings.repetitions})
+    how = {"rounds": settings.rounds, "repetitions": settings.repetitions, "settled": settings.settled}
+    result = Result({**about, **how})
     progress("making models of peers", 0.0)
     ours = [subject for subject, _ in found]
     targets = [Target(subject, folder.config, settings.checkpoint) for subject, folder in found]
@@ -76,10 +81,11 @@ def run(
     result.subjects = {subject.label: subject.to_dict() for subject in subjects}
     measure(
         result,
-        _cells(subjects, settings.sweep),
+        _cells(subjects, settings.sweep, result),
         rounds=settings.rounds,
         repetitions=settings.repetitions,
         attempts=settings.attempts,
+        settled=settings.settled,
         progress=progress,
     )
     if settings.requests is not None and reference is not None:
@@ -98,14 +104,20 @@ def run(
     return result
 
 
-def _cells(subjects: Sequence[Subject], sweep: Sweep) -> list[tuple[Subject, Workload]]:
-    """Workload by workload, those subjects that know it."""
-    return [
-        (subject, workload)
-        for workload in sweep.workloads()
-        for subject in subjects
-        if subject.engine == OURS or PEERS[subject.engine].can(workload)
-    ]
+def _cells(subjects: Sequence[Subject], sweep: Sweep, result: Result) -> list[tuple[Subject, Workload]]:
+    """Workload by workload, those subjects that know it; peers that it leaves no memory for are noted in ``result``."""
+    memory = physical_memory()
+    cells = []
+    for workload in sweep.workloads():
+        for subject in subjects:
+            if subject.engine != OURS:
+                if not PEERS[subject.engine].can(workload):
+                    continue
+                if reason := does_not_fit(subject, workload, memory):
+                    result.skipped.append((subject.label, reason))
+                    continue
+            cells.append((subject, workload))
+    return cells
 
 
 def _reference(found: Sequence[tuple[Subject, ModelFolder]], settings: Settings) -> Path | None:

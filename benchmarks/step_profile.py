@@ -22,6 +22,9 @@ import onnxruntime
 
 from cpmbee import Engine
 from cpmbee.bench import cell
+from cpmbee.bench.arithmetic import operations_per_second
+from cpmbee.bench.bandwidth import ordinary_memory, read_bandwidth
+from cpmbee.bench.graph_cost import costs, read_graph
 from cpmbee.bench.plan import Workload
 from cpmbee.folder import ModelFolder, open_folder
 from cpmbee.session import OrtBackend
@@ -53,18 +56,28 @@ def profile(path: Path, work: Workload) -> dict[str, Any]:
     """Milliseconds of the prefill and of a decoding step (medians) by operator, and the least that each could take.
 
     Returns:
-        ``"workload"`` with its numbers, ``"limits"`` (GB/s of reads, GFLOP/s of products), and for ``"prefill"`` and
+        ``"workload"`` with its numbers, ``"limits"`` (GB/s of reads, the mean of just before and just after; GFLOP/s of
+        products), and for ``"prefill"`` and
         ``"decode"`` a dict from operator to ``{"ms", "least_ms"}``, the latter None where it is not known.
     """
     model = open_folder(path)
-    runs, steps = _measure(model, work)
+    memory = ordinary_memory()
+    before = read_bandwidth(work.threads, memory)
+    runs, steps, cache_rows = _measure(model, work)
+    bandwidth = (before + read_bandwidth(work.threads, memory)) / 2
+    rates = operations_per_second(work.threads)
     prefill = [run["times"] for run in runs if run["tokens"] > 1][-1]
     decodes = [run["times"] for run in runs if run["tokens"] == 1][-len(steps) :]
     decode = medians(decodes)
     decode[ENGINE] = statistics.median(1e3 * step - sum(run.values()) for step, run in zip(steps, decodes, strict=True))
-    bandwidth, rates = _limits(work)
-    least_prefill = _least(model, work.prompt, work.prompt, work.batch, bandwidth, rates)
-    least_decode = _least(model, 1, work.prompt + work.answer // 2, work.batch * work.beams, bandwidth, rates)
+    graph = read_graph(str(model.model))
+    costs_prefill = costs(graph, model.config, work.prompt, work.prompt, work.batch, work.batch * work.prompt)
+    keys, sequences = work.prompt + work.answer // 2, work.batch * work.beams
+    costs_decode = costs(graph, model.config, 1, keys, sequences, cache_rows)
+    least_prefill, least_decode = (
+        {op: 1e3 * cost.seconds(bandwidth, rates) for op, cost in found.items()}
+        for found in (costs_prefill, costs_decode)
+    )
     return {
         "workload": {"prompt": work.prompt, "batch": work.batch, "beams": work.beams, "threads": work.threads},
         "limits": {"read_gb_s": bandwidth / 1e9, **{f"{kind}_gflop_s": rate / 1e9 for kind, rate in rates.items()}},
@@ -73,8 +86,8 @@ def profile(path: Path, work: Workload) -> dict[str, Any]:
     }
 
 
-def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], list[float]]:
-    """Times of every run of the graph, and the seconds of whole decoding steps."""
+def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], list[float], float]:
+    """Times of every run of the graph, seconds of whole decoding steps, cache rows in use in the mean of these."""
     ordinary, onnxruntime.SessionOptions = onnxruntime.SessionOptions, ProfilingOptions
     try:
         backend = OrtBackend(model, work.device, work.threads, work.cache_rows)
@@ -84,18 +97,20 @@ def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], 
     engine = Engine(cell.EndlessBackend(backend, tokenizer.eos_id), tokenizer, model.generation_config)
     requests = cell.random_requests(engine, work)
     times: list[float] = []
+    rows: list[int] = []
+
+    def on_step(_: int) -> None:
+        times.append(time.perf_counter())
+        rows.append(engine.cache_usage.used)
+
     for _ in range(2):
         times.clear()
-        engine.generate(
-            requests,
-            on_step=lambda _: times.append(time.perf_counter()),
-            max_new_tokens=work.answer,
-            beam_size=work.beams,
-        )
+        rows.clear()
+        engine.generate(requests, on_step=on_step, max_new_tokens=work.answer, beam_size=work.beams)
     path = Path(backend._session.end_profiling())
     events: list[Event] = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
-    return by_run(events), [end - start for start, end in pairwise(times)]
+    return by_run(events), [end - start for start, end in pairwise(times)], statistics.fmean(rows)
 
 
 def by_run(events: list[Event]) -> list[dict[str, Any]]:
@@ -126,22 +141,6 @@ def medians(times: Sequence[Milliseconds]) -> Milliseconds:
     """The median of each row of several tables."""
     names = {name for each in times for name in each}
     return {name: statistics.median(each.get(name, 0.0) for each in times) for name in names}
-
-
-def _limits(work: Workload) -> tuple[float, dict[str, float]]:
-    from cpmbee.bench.arithmetic import operations_per_second
-    from cpmbee.bench.bandwidth import read_bandwidth
-
-    return read_bandwidth(work.threads), operations_per_second(work.threads)
-
-
-def _least(
-    model: ModelFolder, tokens: int, keys: int, sequences: int, bandwidth: float, rates: dict[str, float]
-) -> Milliseconds:
-    from cpmbee.bench.graph_cost import costs, read_graph
-
-    found = costs(read_graph(str(model.model)), model.config, tokens, keys, sequences)
-    return {op: 1e3 * cost.seconds(bandwidth, rates) for op, cost in found.items()}
 
 
 if __name__ == "__main__":

@@ -1,110 +1,39 @@
 """Makes the recorded table again: the demo model, synthetic 1b and 2b, in every precision, beside every peer there is.
 
-``python -m cpmbee.bench.table`` makes what it measures in a folder of its own and deletes each model when it is done
-with it: 2b in fp32 takes 8 GB of disk and of memory. A group whose result is there already is not measured again, so an
-interrupted table goes on where it stopped; ``--minutes`` ends it in time. Results, one a group, and the table and
+``python -m cpmbee.bench.table`` makes what it measures in a folder of its own, each model once, and deletes it when no
+later group needs it: 2b in fp32 takes 8 GB of disk and of memory, all that is there at a time 20 GB. A group whose
+result is there already is not measured again, so an interrupted table goes on where it stopped; ``--minutes`` ends it
+in time, ``--list`` says what there is to measure and about how long it takes. Results, one a group, and the table and
 pictures made of all of them go to ``benchmarks/results/table`` (or ``--out``).
 """
 
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from cpmbee.bench import plots
 from cpmbee.bench.checks import check_workloads, open_subjects
 from cpmbee.bench.environment import circumstances, results_folder, shown_command
-from cpmbee.bench.peers.protocol import made_once
-from cpmbee.bench.plan import Sweep
+from cpmbee.bench.made import code_identity, made_once, remove
 from cpmbee.bench.records import Result
 from cpmbee.bench.report import csv_text, markdown
 from cpmbee.bench.run import Settings, run
 from cpmbee.bench.synthetic import published_config, write_checkpoint
+from cpmbee.bench.table_estimate import estimates
+from cpmbee.bench.table_plan import DEMO, Group, groups
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.exporter import export
 from cpmbee.export.quantize import Method
-from cpmbee.export.weights import PRECISIONS, Precision
-from cpmbee.machine import physical_cores
+from cpmbee.export.weights import Precision
 from cpmbee.progress import ProgressBar
 
-DEMO = "demo"
-PEERS_OF = {
-    "fp32": ("functions", "torch", "torch-compiled"),
-    "fp16": ("functions", "torch-bf16", "llama.cpp"),
-    "int8": ("matmulnbits", "dynamic-quantize", "llama.cpp", "ctranslate2", "onnxruntime-genai"),
-    "int4": ("matmulnbits", "llama.cpp", "onnxruntime-genai"),
-}
-WIDE: tuple[Precision, ...] = ("int8", "int4")  # measured with long prompts, too; others take minutes for them
-
-
-@dataclass(frozen=True)
-class Group:
-    """Models and peers that take turns in one run.
-
-    Attributes:
-        size: ``"demo"``, or of the synthetic model.
-        precisions: of our folders.
-        peers: beside them.
-        prompts: tokens that are read.
-        answer: tokens that are written.
-        batches: requests that run together.
-        beams: of the search.
-        threads: all cores where none is named.
-        rounds: processes for each cell.
-        profile: whether our folders are profiled.
-        topic: what is varied, where that is not the precision; has a table of its own.
-    """
-
-    size: str
-    precisions: tuple[Precision, ...]
-    peers: tuple[str, ...]
-    prompts: tuple[int, ...]
-    answer: int = 16
-    batches: tuple[int, ...] = (1,)
-    beams: tuple[int, ...] = (1,)
-    threads: tuple[int, ...] = ()
-    rounds: int = 2
-    profile: bool = False
-    topic: str = ""
-
-    @property
-    def table(self) -> str:
-        """The table its rows are part of."""
-        return f"{self.size}-{self.topic}" if self.topic else self.size
-
-    @property
-    def name(self) -> str:
-        """Of its result."""
-        precisions = self.precisions if len(self.precisions) < len(PRECISIONS) else ["all"]
-        return "-".join([self.size, *precisions, *([self.topic] if self.topic else [])])
-
-
-def groups() -> Iterator[Group]:
-    """All of them, the quickest first."""
-    every = tuple(dict.fromkeys(peer for peers in PEERS_OF.values() for peer in peers))
-    yield Group(DEMO, PRECISIONS, every, (128, 512), answer=32, profile=True)
-    for size in ("1b", "2b"):
-        for precision in reversed(PRECISIONS):
-            wide = precision in WIDE
-            yield Group(
-                size,
-                (precision,),
-                PEERS_OF[precision],
-                (128, 512) if wide else (128,),
-                rounds=3 if wide else 2,
-                profile=precision == "int4",
-            )
-            if size == "2b" and wide:
-                yield Group(size, (precision,), ("matmulnbits",), (64,), batches=(1, 8), topic="batch")
-                yield Group(size, (precision,), ("matmulnbits",), (64,), beams=(1, 3), topic="beams")
-        if size == "1b":
-            every_number = tuple(range(1, physical_cores() + 1))
-            yield Group(size, WIDE, (), (128, 512, 2048), threads=every_number, topic="threads")
+PEER_MODELS = "peers"
+REPETITIONS = 2
+SETTLED = 0.03  # of two processes; where they differ more, a third one measures
 
 
 def main() -> None:
@@ -118,70 +47,90 @@ def main() -> None:
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="groups whose name begins so")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="start no group after so many")
     parser.add_argument("--attempts", type=int, default=2, help="at a process that others disturb (2)")
-    parser.add_argument("--list", action="store_true", help="say which groups there are")
+    parser.add_argument("--list", action="store_true", help="say which groups are missing and how long they take")
     arguments = parser.parse_args()
     wanted = [group for group in groups() if group.name.startswith(tuple(arguments.only or [""]))]
+    missing = [group for group in wanted if not (arguments.out / f"{group.name}.json").exists()]
     if arguments.list:
-        print("\n".join(group.name for group in wanted))
+        print(plan(missing))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    for group in wanted:
-        path = arguments.out / f"{group.name}.json"
-        if path.exists():
-            continue
-        if time.monotonic() - start > 60 * arguments.minutes:
-            print(f"no time for {group.name}; run again to go on", file=sys.stderr)
-            break
-        begin = time.monotonic()
-        measure(group, arguments.scratch, arguments.attempts, keep=arguments.keep).write(path)
-        print(f"{group.name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+    try:
+        for index, group in enumerate(missing):
+            if time.monotonic() - start > 60 * arguments.minutes:
+                print(f"no time for {group.name}; run again to go on", file=sys.stderr)
+                break
+            begin = time.monotonic()
+            measure(group, arguments.scratch, arguments.attempts).write(arguments.out / f"{group.name}.json")
+            print(f"{group.name}: {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            if not arguments.keep:
+                delete_models(arguments.scratch, group, missing[index + 1 :])
+    finally:
+        if not arguments.keep:
+            for group in missing:
+                delete_models(arguments.scratch, group, [])
     write_table(arguments.out)
 
 
-def measure(group: Group, scratch: Path, attempts: int, *, keep: bool) -> Result:
-    """One group: make its models, measure, delete."""
-    made = [path for path in (scratch / group.size,) if not path.exists() and group.size != DEMO]
+def plan(missing: Sequence[Group]) -> str:
+    """The groups with their estimated minutes, one a line, and the sum."""
+    minutes = [seconds / 60 for seconds in estimates(missing, REPETITIONS)]
+    lines = [f"{each:5.1f}  {group.name}" for each, group in zip(minutes, missing, strict=True)]
+    return "\n".join([*lines, f"{sum(minutes):5.1f}  minutes, about, on two cores with nothing else to do"])
+
+
+def measure(group: Group, scratch: Path, attempts: int) -> Result:
+    """One group; models that it needs and that are not there are made."""
     checkpoint = make_checkpoint(group.size, scratch)
-    folders = []
-    for precision in group.precisions:
-        folder = scratch / f"{group.size}-{precision}"
-        if not folder.exists():
-            method: Method = "search" if group.size == DEMO else "nearest"
-            export(checkpoint, folder, precision, method=method, verify=False)
-            made.append(folder)
-        folders.append(folder)
-    threads = group.threads or (physical_cores(),)
+    folders = [make_folder(group.size, precision, checkpoint, scratch) for precision in group.precisions]
     settings = Settings(
-        sweep=Sweep(group.prompts, (group.answer,), group.batches, group.beams, threads, ("cpu",)),
+        sweep=group.sweep,
         peers=group.peers,
         rounds=group.rounds,
-        repetitions=2,
+        repetitions=REPETITIONS,
         attempts=attempts,
+        settled=SETTLED,
         checkpoint=checkpoint,
         requests=checkpoint / "requests.jsonl" if group.size == DEMO else None,
         profile=group.profile,
     )
     found = open_subjects(folders)
     check_workloads(found, list(settings.sweep.workloads()))
-    peer_models = scratch / "peers"
     command = shown_command("python -m cpmbee.bench.table", ["--only", group.name])
-    try:
-        with ProgressBar() as progress:
-            return run(found, settings, peer_models, circumstances(command), progress)
-    finally:
-        if not keep:
-            for path in (peer_models, *made[::-1]):
-                if path != scratch / group.size:  # the checkpoint is for the next group, too
-                    shutil.rmtree(path, ignore_errors=True)
+    with ProgressBar() as progress:
+        return run(found, settings, scratch / PEER_MODELS, circumstances(command), progress)
 
 
 def make_checkpoint(size: str, scratch: Path) -> Path:
     """The bundled demo model, or a synthetic one of a published shape."""
     if size == DEMO:
-        scratch.mkdir(parents=True, exist_ok=True)
         return demo_checkpoint()
-    return made_once(scratch / size, lambda out: write_checkpoint(published_config(size), out))
+    origin = code_identity("cpmbee.bench.synthetic")
+    return made_once(scratch / size, origin, lambda out: write_checkpoint(published_config(size), out))
+
+
+def make_folder(size: str, precision: Precision, checkpoint: Path, scratch: Path) -> Path:
+    """A model folder of ours; nothing is verified, for the tests do that with every precision."""
+    method: Method = "search" if size == DEMO else "nearest"
+    origin = code_identity("cpmbee.export", "cpmbee.bench.synthetic")
+    return made_once(
+        scratch / f"{size}-{precision}",
+        origin,
+        lambda out: export(checkpoint, out, precision, method=method, verify=False),
+    )
+
+
+def delete_models(scratch: Path, done: Group, later: Sequence[Group]) -> None:
+    """Delete what a group needed and no later one does."""
+    needed = {model for group in later for model in group.models}
+    names = [f"{size}-{precision}" for size, precision in done.models - needed]
+    if done.size not in {group.size for group in later}:
+        names.append(done.size)
+    for name in names:
+        paths = [scratch / name, scratch / f"{name}.origin.json", *(scratch / PEER_MODELS).glob(f"{name}[-.]*")]
+        for path in paths:
+            remove(path)
 
 
 def write_table(out: Path) -> None:

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from cpmbee.bench.cell import SEED, WARM_UP_ANSWER, CellSpec, Sample, main
-from cpmbee.bench.peers.protocol import LlamaShape, Peer, Target, UnavailableError, made_once, require
+from cpmbee.bench.made import made_once
+from cpmbee.bench.peers.protocol import LlamaShape, Peer, Target, UnavailableError, require
 from cpmbee.bench.plan import Subject
 
 DEVIATION = 73.6  # of numbers drawn evenly from -127 to 127
 STRIDE = 7_368_787  # from the place of one matrix in the random numbers to that of the next
 SPECIALS = ("<unk>", "<s>", "</s>")
 CACHE_NUMBER_BYTES = 4  # fp32
+PAIR_NUMBERS = 2  # of each head that exist at a time: scores and what softmax makes of them
 
 
 class CTranslate2(Peer):
@@ -40,7 +42,9 @@ class CTranslate2(Peer):
         ours, shape = target.subject, target.shape
         if ours.precision != "int8":
             raise UnavailableError("stands beside int8")
-        folder = made_once(scratch / f"{ours.label}-ctranslate2", lambda out: write_model(shape, out))
+        origin = shape.origin(ours.precision, __name__)
+        folder = made_once(scratch / f"{ours.label}-ctranslate2", origin, lambda out: write_model(shape, out))
+        row = shape.cache_bytes(1, CACHE_NUMBER_BYTES)
         size = sum(file.stat().st_size for file in folder.iterdir())
         return replace(
             ours,
@@ -53,7 +57,10 @@ class CTranslate2(Peer):
             file_bytes=size,
             weight_bytes=(folder / "model.bin").stat().st_size,
             operations=shape.operations,
-            options=(("row", str(shape.cache_bytes(1, CACHE_NUMBER_BYTES))), ("vocab", str(shape.vocab))),
+            loaded_bytes=size,
+            row_bytes=row,
+            pair_bytes=PAIR_NUMBERS * 4 * shape.heads,
+            options=(("row", str(row)), ("vocab", str(shape.vocab))),
         )
 
 

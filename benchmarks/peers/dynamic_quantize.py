@@ -38,6 +38,7 @@ class DynamicQuantize(OtherProduct):
         "per output; same attention kernel"
     )
     precisions = ("int8",)
+    copies = 2
 
     @staticmethod
     def write(folder: Path, out: Path) -> None:
@@ -109,9 +110,9 @@ def by_output(matrix: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[np.flo
     scales = np.abs(matrix).max(1) / np.float32(LARGEST)
     inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales != 0)
     numbers = np.empty(matrix.shape[::-1], np.int8)
-    for start in range(0, len(matrix), 1024):
-        rows = slice(start, start + 1024)
-        numbers[:, rows] = np.rint(matrix[rows] * inverse[rows, None]).T
+    for start in range(0, len(matrix), 64):  # rows that stay in the processor's cache while they are turned
+        rows = slice(start, start + 64)
+        numbers[:, rows] = np.rint(matrix[rows] * inverse[rows, None]).astype(np.int8).T
     return numbers, scales
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from cpmbee.bench.peers.protocol import Peer, Target
+from cpmbee.bench.peers.protocol import MATMULNBITS_COPIES, Peer, Target
 from cpmbee.bench.plan import Subject, Workload
+
+COPIES = {"fp32": 2, "fp16": 4}  # of the weights, in bytes as they are stored: as they are, in fp32, packed
+PAIR_NUMBERS = 4  # of each head that exist at a time: scores, bias, their sum and what softmax makes of it
 
 
 class Functions(Peer):
@@ -21,6 +24,8 @@ class Functions(Peer):
             target.subject,
             label=target.label(self.name),
             engine=self.name,
+            loaded_bytes=COPIES.get(target.subject.precision, MATMULNBITS_COPIES) * target.subject.weight_bytes,
+            pair_bytes=PAIR_NUMBERS * 4 * target.config.num_attention_heads,
             environment=(("CPMBEE_NATIVE", "0"),),
         )
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 
 from cpmbee.bench.cell import SEED, WARM_UP_ANSWER, CellSpec, Sample, main
-from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, made_once, require
+from cpmbee.bench.made import made_once
+from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
 from cpmbee.bench.plan import Subject
 
 BITS = {"int4": 4, "int8": 8}
 HEAD_MULTIPLE = 16  # of the width of a head, which GroupQueryAttention insists on
 CACHE_NUMBER_BYTES = 4  # fp32
+COPIES = 2  # of the weights that its memory has to hold while they are loaded
 
 
 class OnnxRuntimeGenai(Peer):
@@ -42,7 +44,9 @@ class OnnxRuntimeGenai(Peer):
         if ours.precision not in BITS:
             raise UnavailableError("stands beside int4 and int8")
         bits = BITS[ours.precision]
-        folder = made_once(scratch / f"{ours.label}-genai", lambda out: write_model(shape, bits, out))
+        origin = shape.origin(ours.precision, "cpmbee.bench.peers.genai_model")
+        folder = made_once(scratch / f"{ours.label}-genai", origin, lambda out: write_model(shape, bits, out))
+        row = shape.cache_bytes(1, CACHE_NUMBER_BYTES)
         size = sum(file.stat().st_size for file in folder.iterdir())
         return replace(
             ours,
@@ -55,7 +59,10 @@ class OnnxRuntimeGenai(Peer):
             file_bytes=size,
             weight_bytes=(folder / "model.onnx.data").stat().st_size,
             operations=shape.operations,
-            options=(("row", str(shape.cache_bytes(1, CACHE_NUMBER_BYTES))), ("vocab", str(shape.vocab))),
+            loaded_bytes=COPIES * size,
+            row_bytes=2 * row,  # a longer cache is made before the shorter one goes
+            pair_bytes=4 * shape.heads,
+            options=(("row", str(row)), ("vocab", str(shape.vocab))),
         )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from cpmbee.bench.cell import CellSpec, Sample, main
+from cpmbee.bench.made import made_once
 from cpmbee.bench.peers import gguf
 from cpmbee.bench.peers.protocol import BLOCK, LlamaShape, Peer, Target, UnavailableError
 from cpmbee.bench.plan import Subject, Workload
@@ -41,6 +42,7 @@ NAMES = {
 }
 RANDOM_BLOCKS = 1_000_003  # blocks of 32 numbers that tensors are cut out of; prime, so that rows differ
 CACHE_NUMBER_BYTES = 2  # fp16
+PAIR_BYTES = 4  # of the mask
 
 
 class LlamaCpp(Peer):
@@ -61,11 +63,11 @@ class LlamaCpp(Peer):
             raise UnavailableError(f"has no counterpart of {ours.precision}")
         if any(columns % BLOCK for _, columns in shape.layer_matrices.values()):
             raise UnavailableError(f"needs widths that are multiples of {BLOCK}")
-        path = scratch / f"{ours.label}.gguf"
-        if not path.exists():
-            partial = path.with_suffix(".partial")
-            write_model(shape, *KINDS[ours.precision], partial)
-            partial.rename(path)
+        origin = shape.origin(ours.precision, __name__, gguf.__name__)
+        path = made_once(
+            scratch / f"{ours.label}.gguf", origin, lambda out: write_model(shape, *KINDS[ours.precision], out)
+        )
+        row = shape.cache_bytes(1, CACHE_NUMBER_BYTES)
         size = path.stat().st_size
         return replace(
             ours,
@@ -78,7 +80,10 @@ class LlamaCpp(Peer):
             file_bytes=size,
             weight_bytes=size,
             operations=shape.operations,
-            options=(("row", str(shape.cache_bytes(1, CACHE_NUMBER_BYTES))),),
+            loaded_bytes=2 * size,  # matrices it packs again for the processor at hand
+            row_bytes=row,
+            pair_bytes=PAIR_BYTES,
+            options=(("row", str(row)),),
         )
 
     def can(self, workload: Workload) -> bool:

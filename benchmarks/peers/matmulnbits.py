@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpmbee.bench.peers.other_product import OtherProduct, rewrite_folder
+from cpmbee.bench.peers.protocol import MATMULNBITS_COPIES
 
 if TYPE_CHECKING:
     import onnx
@@ -22,6 +23,7 @@ class MatMulNBits(OtherProduct):
     name = "matmulnbits"
     about = "our model folder with MatMulNBits, ONNX Runtime's own product, for ours; same weights and attention kernel"
     precisions = ("int4", "int8")
+    copies = MATMULNBITS_COPIES
 
     @staticmethod
     def write(folder: Path, out: Path) -> None:

@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, made_once, require
+from cpmbee.bench.made import code_identity, folder_identity, made_once
+from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.folder import MANIFEST
 
@@ -27,9 +28,11 @@ class OtherProduct(Peer):
 
     Attributes:
         precisions: of our folders that it can stand beside.
+        copies: of the weights that its memory has to hold while they are loaded.
     """
 
     precisions: tuple[str, ...]
+    copies: int
 
     @staticmethod
     @abstractmethod
@@ -42,8 +45,15 @@ class OtherProduct(Peer):
         ours = target.subject
         if ours.precision not in self.precisions:
             raise UnavailableError(f"is for {' and '.join(self.precisions)} weights")
-        folder = made_once(scratch / f"{ours.label}-{self.name}", lambda out: self.write(ours.path, out))
-        return replace(ours, label=target.label(self.name), engine=self.name, path=folder)
+        origin = {**folder_identity(ours.path), **code_identity(__name__, type(self).__module__)}
+        folder = made_once(scratch / f"{ours.label}-{self.name}", origin, lambda out: self.write(ours.path, out))
+        return replace(
+            ours,
+            label=target.label(self.name),
+            engine=self.name,
+            path=folder,
+            loaded_bytes=self.copies * ours.weight_bytes,
+        )
 
     def can(self, workload: Workload) -> bool:
         """Everything that our engine can."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cpmbee.bench.cost import Operations
+from cpmbee.bench.made import code_identity
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.config import ModelConfig
 
+MATMULNBITS_COPIES = 4  # of the weights that ONNX Runtime holds while it packs them: read, turned, packed, given on
 BLOCK = 32  # numbers that share a scale in the formats of peers; widths are made of whole blocks
 
 
@@ -71,16 +72,6 @@ class Peer(ABC):
     def can(self, workload: Workload) -> bool:
         """Whether the engine's measurement knows such a workload."""
         return workload.beams == 1
-
-
-def made_once(folder: Path, write: Callable[[Path], object]) -> Path:
-    """A folder that ``write`` made, now or in an earlier run; none is left that it made only in part."""
-    if not folder.exists():
-        partial = folder.with_name(f"{folder.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        write(partial)
-        partial.rename(folder)
-    return folder
 
 
 def require(package: str, distribution: str) -> None:
@@ -154,6 +145,10 @@ class LlamaShape:
             pair=2.0 * self.attention * self.layers,
             head=2.0 * self.vocab * self.hidden,
         )
+
+    def origin(self, precision: str, *writers: str) -> dict[str, Any]:
+        """What a model of random weights depends on: its shape, how it is stored, and the modules that write it."""
+        return {"shape": asdict(self), "precision": precision, **code_identity(*writers)}
 
     def cache_bytes(self, rows: int, number_bytes: int) -> int:
         """Bytes of ``rows`` cached keys and values."""

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpmbee.bench.cell import SEED, WARM_UP_ANSWER, CellSpec, Sample, main
-from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
+from cpmbee.bench.peers.protocol import Peer, Target, require
 from cpmbee.bench.plan import Subject
 from cpmbee.config import ModelConfig
-from cpmbee.machine import physical_memory
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 
 MODULE = "cpmbee.bench.peers.torch_reference"
 WEIGHT_BYTES = {"fp32": 4, "bf16": 2}
+PAIR_NUMBERS = 3  # of each head that exist at a time: scores, bias and what softmax makes of them
 RANDOM_NUMBERS = (1 << 22) + 15  # that random weights repeat
 
 
@@ -51,8 +51,6 @@ class TorchReference(Peer):
         ours = target.subject
         precision = "bf16" if self.precision == "bf16" else "fp32"
         size = ours.parameters * WEIGHT_BYTES[precision]
-        if size > physical_memory() * 0.9:
-            raise UnavailableError(f"needs {size / 1e9:.1f} GB of memory")
         return replace(
             ours,
             label=target.label(self.name),
@@ -62,6 +60,9 @@ class TorchReference(Peer):
             cache=precision,
             file_bytes=size,
             weight_bytes=size,
+            loaded_bytes=size,
+            row_bytes=2 * _cache_row_bytes(target.config, WEIGHT_BYTES[precision]),  # the next cache beside the last
+            pair_bytes=PAIR_NUMBERS * 4 * target.config.num_attention_heads,
             options=(
                 ("precision", precision),
                 ("compiled", str(int(self._compiled))),
@@ -94,6 +95,10 @@ def measure(spec: CellSpec) -> Sample:
             sample.add_tokens(times)
             sample.cache_bytes = cache_bytes
     return sample
+
+
+def _cache_row_bytes(config: ModelConfig, number_bytes: int) -> int:
+    return 2 * len(config.attention_layers) * config.attention_dim * number_bytes
 
 
 def _generate(model: CpmBee, ids: Tensor, answer: int) -> tuple[list[float], int]:

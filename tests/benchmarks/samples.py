@@ -19,6 +19,9 @@ SUBJECT: dict[str, Any] = {
     "parameters": 1000,
     "file_bytes": 2_000_000,
     "weight_bytes": 1_000_000,
+    "loaded_bytes": 1_000_000,
+    "row_bytes": 1000,
+    "pair_bytes": 2,
     "operations": {"token": 2000.0, "pair": 16.0, "head": 500.0},
 }
 ABOUT: dict[str, Any] = {
@@ -44,6 +47,7 @@ def make_round(step: float = 0.01, prefill: float = 0.5, resident: int = 300_000
         peak_resident=resident,
         peak_anonymous=100_000_000,
         peak_file=200_000_000,
+        bandwidth=[38e9, 42e9],
     )
 
 
@@ -58,7 +62,7 @@ def make_result(
 ) -> Result:
     """Processes whose times scatter by ``noise``, all of them ``slowdown`` times as long as a model takes."""
     rng = np.random.default_rng(seed)
-    result = Result(dict(ABOUT), {count: [40e9] * rounds for count in threads}, {"model": SUBJECT})
+    result = Result(dict(ABOUT), {"model": SUBJECT})
     for prompt in prompts:
         for count in threads:
             cell = Cell("model", Workload(prompt, 5, threads=count))

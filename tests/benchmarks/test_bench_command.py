@@ -10,9 +10,12 @@ import pytest
 
 from cpmbee import cli
 from cpmbee.bench import checks
+from cpmbee.bench.plan import Workload
+from cpmbee.cache_types import CacheType
 from cpmbee.errors import VocabularyError
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.exporter import export
+from cpmbee.session import OrtBackend
 
 ANSWER = 5
 REQUESTS = (
@@ -117,6 +120,27 @@ def test_a_model_too_large_for_memory_is_refused_first(
     assert "needs about 0.2 GB of memory" in message
     assert "this machine has 0.1" in message or "this machine has 0.2" in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("cache", ["fp32", "fp16", "int8"])
+def test_a_cache_takes_what_its_type_takes(folder: Path, tmp_path: Path, cache: CacheType) -> None:
+    export(demo_checkpoint(), tmp_path / "model", "int4", method="nearest", verify=False, cache=cache)
+    ((subject, opened),) = checks.open_subjects([tmp_path / "model"])
+    backend = OrtBackend(opened, "cpu", 1, 100)
+    assert subject.row_bytes == backend.cache_bytes / (backend.cache_rows + 1)
+
+
+def test_a_peer_that_does_not_fit_memory_is_skipped_by_name(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ((ours, _),) = checks.open_subjects([folder])
+    enough = ours.memory_bytes(Workload(32, 4)) + 1
+    monkeypatch.setattr("cpmbee.bench.checks.physical_memory", lambda: enough)
+    monkeypatch.setattr("cpmbee.bench.run.physical_memory", lambda: enough)
+    assert bench(folder, "--prompt", "32", "--answer", "4", "--peers", "matmulnbits", "--out", tmp_path / "out") == 0
+    raw = json.loads((tmp_path / "out" / "result.json").read_text(encoding="utf-8"))
+    assert [cell["subject"] for cell in raw["cells"]] == ["demo-int4"]
+    assert "- demo-int4: matmulnbits: needs about" in capsys.readouterr().out
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(

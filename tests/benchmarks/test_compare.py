@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def test_command_exits_with_1_where_something_got_worse(tmp_path: Path, capsys: 
 def test_other_circumstances_are_said() -> None:
     before, after = make_result(0), make_result(0, prompts=(128,))
     after.about = {**after.about, "machine": {**after.about["machine"], "cpu": "another"}}
-    after.bandwidth = {2: [20e9]}
+    for cell in after.cells:
+        cell.rounds = [replace(each, bandwidth=[20e9]) for each in cell.rounds]
     text = markdown(before, after, differences(before, after))
     assert "NOT THE SAME MACHINE" in text
     assert "not equally fast" in text
@@ -98,6 +100,16 @@ def test_a_result_reads_back_as_it_was(tmp_path: Path) -> None:
     result.skipped.append(("peer", "is not installed"))
     result.write(tmp_path / "result.json")
     assert Result.read(tmp_path / "result.json") == result
+
+
+def test_a_result_of_the_first_version_has_one_bandwidth_for_all(tmp_path: Path) -> None:
+    raw: Any = json.loads(json.dumps(make_result(0).to_dict()))
+    raw |= {"schema_version": 1, "bandwidth": {"2": [30e9, 50e9, 10e9]}}
+    for cell in raw["cells"]:
+        for each in cell["rounds"]:
+            del each["bandwidth"], each["step_cache_bytes"]
+    (tmp_path / "result.json").write_text(json.dumps(raw))
+    assert set(Result.read(tmp_path / "result.json").bandwidth()[2]) == {30e9}
 
 
 @pytest.mark.parametrize(
@@ -122,8 +134,7 @@ def test_files_that_are_no_results(tmp_path: Path, content: str, message: str) -
         (("about", "machine"), [], "incomplete .KeyError: 'cpu'"),
         (("subjects",), {}, "incomplete .KeyError: 'model'"),
         (("subjects", "model", "weight_bytes"), None, ""),
-        (("bandwidth",), {"2": []}, "incomplete .ValueError"),
-        (("bandwidth",), {"2": [0]}, "incomplete .ValueError: memory"),
+        (("cells", 0, "rounds", 0, "bandwidth"), [1e9, 0], "incomplete .ValueError: memory"),
         (("cells", 0, "workload"), {"promt": 1}, "incomplete .TypeError"),
         (("cells", 0, "rounds", 0), [], "incomplete .TypeError"),
     ],

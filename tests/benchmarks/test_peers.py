@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cpmbee.bench.bandwidth import ordinary_memory
 from cpmbee.bench.checks import open_subjects
 from cpmbee.bench.cost import num_parameters
 from cpmbee.bench.peers import llama_cpp, protocol
@@ -44,7 +46,9 @@ def test_peer_measures(name: str, target: Target, tmp_path: Path) -> None:
     if importlib.util.find_spec(PACKAGES.get(name, "json")) is None:
         pytest.skip(f"needs {name}")
     subject = PEERS[name].prepare(target, tmp_path)
-    process = measure_once(subject, WORK, 1, 1)
+    process = measure_once(subject, WORK, 1, 1, ordinary_memory())
+    assert len(process.bandwidth) == 2
+    assert min(process.bandwidth) > 1e8
     assert len(process.steps) == WORK.answer - 1
     assert len(process.prefill) == 1
     assert min(process.prefill + process.steps) > 0
@@ -53,22 +57,23 @@ def test_peer_measures(name: str, target: Target, tmp_path: Path) -> None:
     assert PEERS[name].prepare(target, tmp_path) == subject  # made once
 
 
-def test_a_peer_whose_making_was_interrupted_is_made_again(tmp_path: Path) -> None:
-    def interrupted(out: Path) -> None:
-        out.mkdir()
-        (out / "half").touch()
-        raise KeyboardInterrupt
-
-    def whole(out: Path) -> None:
-        out.mkdir()
-        (out / "all").touch()
-
-    with pytest.raises(KeyboardInterrupt):
-        protocol.made_once(tmp_path / "peer", interrupted)
-    assert not (tmp_path / "peer").exists()
-    made = protocol.made_once(tmp_path / "peer", whole)
-    assert [file.name for file in made.iterdir()] == ["all"]
-    assert protocol.made_once(made, interrupted) == made
+def test_what_changes_with_the_source_is_made_again(target: Target, tmp_path: Path) -> None:
+    peer = PEERS["matmulnbits"]
+    folder = peer.prepare(target, tmp_path / "peers").path
+    made = folder.stat().st_mtime_ns
+    assert peer.prepare(target, tmp_path / "peers").path.stat().st_mtime_ns == made
+    manifest = target.subject.path / "engine.json"
+    text = manifest.read_text(encoding="utf-8")
+    manifest.write_text(text.replace('"schema_version": 1', '"schema_version":  1'), encoding="utf-8")
+    try:
+        assert peer.prepare(target, tmp_path / "peers").path == folder
+        assert folder.stat().st_mtime_ns != made
+        again = folder.stat().st_mtime_ns
+        data = target.subject.path / "model.onnx.data"
+        os.utime(data, ns=(0, 0))  # another file of the same size
+        assert peer.prepare(target, tmp_path / "peers").path.stat().st_mtime_ns != again
+    finally:
+        manifest.write_text(text, encoding="utf-8")
 
 
 def test_llama_cpp_is_asked_and_understood(target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +82,7 @@ def test_llama_cpp_is_asked_and_understood(target: Target, tmp_path: Path, monke
     program.chmod(0o755)
     monkeypatch.setenv("LLAMA_BENCH", str(program))
     subject = PEERS["llama.cpp"].prepare(target, tmp_path)
-    process = measure_once(subject, WORK, 2, 1)
+    process = measure_once(subject, WORK, 2, 1, ordinary_memory())
     assert process.prefill == [0.003, 0.006]
     assert process.decode == [0.001, 0.002]
     assert process.steps == []

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,14 +10,21 @@ import pytest
 from cpmbee.bench import plots
 from cpmbee.bench.metrics import summarize
 from cpmbee.bench.plan import Sweep, Workload
-from cpmbee.bench.records import Cell, Result
+from cpmbee.bench.records import Cell, Result, Round
 from cpmbee.bench.report import csv_text, markdown
 from tests.benchmarks.samples import ABOUT, SUBJECT, make_result, make_round
 
+WORK = Workload(100, 5, batch=2, threads=2)
+
+
+def result_of(*rounds: Round, workload: Workload = WORK, cache: int = 0) -> Result:
+    about = {**ABOUT, "machine": {**ABOUT["machine"], "processor_cache_bytes": cache}}
+    return Result(about, {"model": SUBJECT}, [Cell("model", workload, list(rounds))])
+
 
 def test_metrics_by_hand() -> None:
-    cell = Cell("model", Workload(100, 5, batch=2, threads=2), [make_round()])
-    result = Result(dict(ABOUT), {2: [1e9]}, {"model": SUBJECT}, [cell])
+    result = result_of(make_round())
+    (cell,) = result.cells
     found = {key: summary.median for key, summary in summarize(result, cell).items()}
     assert found["encode_s"] == 0.002
     assert found["first_token_s"] == pytest.approx(0.502)
@@ -25,10 +33,52 @@ def test_metrics_by_hand() -> None:
     assert found["prefill_flop_per_s"] == 2 * (2000 * 100 + 16 * 100**2 + 500) / 0.5
     assert found["decode_tokens_per_s"] == pytest.approx(2 / 0.01)
     assert found["step_p50_s"] == found["step_p99_s"] == 0.01
-    read = 1_000_000 + 200_000 * (1 - 2.5 / 105)  # weights, and the cache as it is halfway through the answer
+    read = 1_000_000 + 200_000 * 102.5 / 104  # weights, and the cache as it is halfway through the answer
     assert found["read_bytes_per_s"] == pytest.approx(read / 0.01)
-    assert found["read_share"] == pytest.approx(read / 0.01 / 1e9)
+    assert found["memory_bytes_per_s"] == 40e9
+    assert found["read_share"] == pytest.approx(read / 0.01 / 40e9)
     assert found["file_bytes"] == 2_000_000
+
+
+def test_each_process_is_held_against_the_memory_beside_it() -> None:
+    fast = replace(make_round(step=0.01), bandwidth=[90e9, 70e9])
+    slow = replace(make_round(step=0.02), bandwidth=[30e9, 50e9])
+    result = result_of(fast, slow, replace(slow, bandwidth=[60e9]))
+    found = summarize(result, result.cells[0])
+    assert found["read_share"].values[0] == pytest.approx(found["read_share"].values[1])
+    assert found["memory_bytes_per_s"].values == (80e9, 40e9, 60e9)
+    text = markdown(result)
+    assert "memory is read by 2 threads at 60.0 GB/s (median of 5 readings, 30.0 to 90.0)" in text
+    assert "share, %" in text
+
+
+def test_beams_read_what_they_share_once() -> None:
+    shared = replace(make_round(), step_cache_bytes=150_000.0)
+    result = result_of(shared, workload=Workload(100, 5, beams=3, threads=2))
+    assert summarize(result, result.cells[0])["read_bytes_per_s"].median == pytest.approx(1_150_000 / 0.01)
+
+
+def test_what_fits_the_processor_is_not_held_against_memory() -> None:
+    result = result_of(make_round(), cache=32 << 20)
+    assert "read_share" not in summarize(result, result.cells[0])
+    text = markdown(result)
+    assert "share, %" not in text
+    assert "no share is given where all of it fits the processor's cache (34 MB)" in text
+
+
+def test_nothing_is_said_of_measurements_where_there_are_none() -> None:
+    result = result_of()
+    result.cells.clear()
+    text = markdown(result)
+    assert "others took" not in text
+    assert "GB/s" not in text
+
+
+def test_how_many_processes_is_said() -> None:
+    result = make_result(0)
+    assert "- 3 processes for each row, 3 repetitions" in markdown(result)
+    result.about |= {"settled": 0.03}
+    assert "- 2 processes, up to 3 until their rates are within ±3%, for each row" in markdown(result)
 
 
 def test_sweep_is_every_combination() -> None:
