@@ -139,6 +139,19 @@ def read_lora(path: str | Path, alpha: float | None = None) -> LoraDelta:
     return LoraDelta(path, factors)
 
 
+def stated_alpha(path: str | Path) -> float | None:
+    """The alpha that the configuration beside a delta gives; None where none does.
+
+    Raises:
+        CheckpointError: there is no delta, or its configuration is malformed.
+    """
+    path = Path(path)
+    options = _read_options(_find_file(path) if path.is_dir() else path)
+    if options.get("lora_alpha", options.get("alpha")) is None:
+        return None
+    return _alpha(path, options, None)
+
+
 def _find_file(folder: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).is_file():

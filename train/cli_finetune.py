@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from cpmbee.errors import ConfigError
+from cpmbee.model.lora import LoraDelta
 from cpmbee.progress import ProgressBar
 from cpmbee.train.arguments import above_zero, add_task_fields, not_negative, positive, task_fields
 from cpmbee.train.finetune import FinetuneConfig, finetune
-from cpmbee.train.lora import ALL_LINEAR, LoraConfig
+from cpmbee.train.lora import ALL_LINEAR, LoraConfig, read_adapters
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
@@ -21,7 +22,7 @@ from cpmbee.train.processes import Processes, process_group
 _EPILOG = """\
 A record is a request with its right answer under "<ans>", one JSON object a line. Options of records that are choices
 ("options": {"<option_0>": "...", ...}) are scored in evaluations. With --lora-rank only adapters are trained: OUT/delta
-and OUT/adapter go to cpmbee export --lora or cpmbee merge. On several GPUs:
+and OUT/adapter go to cpmbee export --lora or cpmbee merge, or on in training with --lora. On several GPUs:
   torchrun --nproc-per-node N --no-python cpmbee finetune ...
 """
 DEFAULT_EPOCHS = 3
@@ -31,7 +32,10 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     arguments = parser.parse_args(argv)
-    if arguments.lora_rank is None and (arguments.target or arguments.lora_alpha or arguments.lora_dropout):
+    if arguments.lora is not None:
+        if arguments.lora_rank is not None or arguments.target:
+            parser.error("--lora goes on with the rank and the layers of its delta: leave --lora-rank and --target out")
+    elif arguments.lora_rank is None and (arguments.target or arguments.lora_alpha or arguments.lora_dropout):
         parser.error("--target, --lora-alpha and --lora-dropout need --lora-rank")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -47,13 +51,15 @@ def main(argv: list[str]) -> int:
             progress(f"step {metrics.step} of {steps}, loss {metrics.loss:.4f}", metrics.step / steps)
 
         try:
+            delta = None if arguments.lora is None else read_adapters(arguments.lora, arguments.lora_alpha)
             report = finetune(
                 arguments.checkpoint,
                 arguments.data,
                 arguments.out,
-                _config(arguments),
+                _config(arguments, delta),
                 held_out=arguments.eval,
                 vocab=arguments.vocab,
+                delta=delta,
                 device=_device(arguments.device),
                 resume=arguments.resume,
                 on_step=show,
@@ -73,8 +79,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _config(arguments: argparse.Namespace) -> FinetuneConfig:
-    lora = None
+def _config(arguments: argparse.Namespace, delta: LoraDelta | None) -> FinetuneConfig:
+    lora = None if delta is None else LoraConfig.of(delta, arguments.lora_dropout)
     if arguments.lora_rank is not None:
         targets = tuple(name for group in arguments.target or ["project_q,project_v"] for name in group.split(","))
         alpha = arguments.lora_alpha or 2.0 * arguments.lora_rank
@@ -133,7 +139,13 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("LoRA")
     add = group.add_argument
     add("--lora-rank", type=positive, metavar="R", help="train adapters of this rank instead of the whole model")
-    add("--lora-alpha", type=above_zero, metavar="ALPHA", help="their output is multiplied by ALPHA / R (2 R)")
+    add("--lora", type=Path, metavar="DELTA", help="go on from these adapters, an OpenDelta delta or a PEFT adapter")
+    add(
+        "--lora-alpha",
+        type=above_zero,
+        metavar="ALPHA",
+        help="their output is multiplied by ALPHA / R (2 R, or DELTA's)",
+    )
     add("--lora-dropout", type=float, default=0.0, metavar="P", help="of their input (0)")
     add(
         "--target",

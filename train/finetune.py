@@ -19,13 +19,14 @@ import torch
 
 from cpmbee.errors import ConfigError, DataError
 from cpmbee.model import CpmBee, load_model, open_checkpoint
+from cpmbee.model.lora import LoraDelta
 from cpmbee.model.lora_saving import save_lora
 from cpmbee.model.saving import Dialect, save_tensors
 from cpmbee.model.tensor_names import expected_tensors
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.footprint import Footprint, peak_memory
 from cpmbee.train.jsonl import open_records
-from cpmbee.train.lora import LoraConfig, add_adapters, delta_of
+from cpmbee.train.lora import LoraConfig, add_adapters, delta_of, load_adapters
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
@@ -48,7 +49,7 @@ class FinetuneConfig:
         trainer: options of the training loop. ``steps`` is replaced where ``epochs`` is given, and ``evaluate_every``
             of 0 is once an epoch; ``monitor`` and ``higher_is_better`` follow ``metric``.
         epochs: times to see every record; None takes ``trainer.steps``.
-        lora: adapters to train instead of all parameters.
+        lora: adapters to train instead of all parameters; where training goes on from a delta, `LoraConfig.of` it.
         row_length: most tokens of a row, in which several records may lie.
         batch_rows: rows of a batch over all processes.
         fields: what some of the records' fields mean.
@@ -81,6 +82,7 @@ def finetune(
     *,
     held_out: str | Path | None = None,
     vocab: str | Path | None = None,
+    delta: LoraDelta | None = None,
     device: str | torch.device = "cpu",
     resume: bool = False,
     on_step: Callable[[StepMetrics, int], None] | None = None,
@@ -94,6 +96,7 @@ def finetune(
         config: how.
         held_out: records to evaluate on, as ``data``; without them the last step is taken for the best.
         vocab: vocabulary, if none lies beside the checkpoint.
+        delta: adapters to go on from, for ``config.lora``; None begins with fresh ones.
         device: where to train.
         resume: go on from the last checkpoint in ``out``; the same options must be given.
         on_step: called on the first process after every step, with the number of steps of the run.
@@ -127,7 +130,7 @@ def finetune(
     trainer_config = _trainer_config(config, source, metric)
     torch.manual_seed(config.seed + processes.rank)  # processes drop out differently
     model = load_model(checkpoint, device=device)
-    adapted = [] if config.lora is None else add_adapters(model, config.lora, config.seed)
+    adapted = _adapt(model, config, delta)
     footprint = Footprint.of(model)  # before the trainer shards it
     if processes.first:
         logger.info("%s", footprint)
@@ -143,13 +146,26 @@ def finetune(
         trainer.load_best()
     written = _write_best(model, config, checkpoint, vocabulary, out, processes)
     report = _report(config, trainer_config, source, result, footprint, adapted)
-    report.update({"base": str(checkpoint), "data": str(data), "held_out": str(held_out), "metric": metric, **written})
-    if held_out is None:
-        del report["held_out"]
+    report.update({"base": str(checkpoint), "data": str(data), "metric": metric, **written})
+    if held_out is not None:
+        report["held_out"] = str(held_out)
+    if delta is not None:
+        report["lora"]["start"] = str(delta.path)
     if processes.first:
         text = json.dumps(report, indent=2, ensure_ascii=False)
         (out / REPORT).write_text(text + "\n", encoding="utf-8")
     return report
+
+
+def _adapt(model: CpmBee, config: FinetuneConfig, delta: LoraDelta | None) -> list[str]:
+    """Put adapters beside the model's layers, if it is adapters that are trained; the names of these layers."""
+    if delta is None:
+        return [] if config.lora is None else add_adapters(model, config.lora, config.seed)
+    if config.lora is None or LoraConfig.of(delta, config.lora.dropout) != config.lora:
+        raise ConfigError(
+            f"{delta.path}: training goes on with its rank, alpha and layers (LoraConfig.of); give no others"
+        )
+    return load_adapters(model, delta, config.lora.dropout)
 
 
 def _metric(config: FinetuneConfig, evaluation: list[TaskRecord] | None) -> str:

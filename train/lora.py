@@ -17,7 +17,7 @@ from cpmbee.errors import ConfigError
 from cpmbee.model import CpmBee
 from cpmbee.model.cpmbee import Linear
 from cpmbee.model.loading import tensor_from_array
-from cpmbee.model.lora import LoraDelta, LoraFactors
+from cpmbee.model.lora import LoraDelta, LoraFactors, read_lora, stated_alpha
 
 ALL_LINEAR = "all-linear"
 
@@ -48,6 +48,20 @@ class LoraConfig:
             raise ConfigError(f"LoRA: dropout must be a number in [0, 1), not {self.dropout!r}")
         if not self.targets:
             raise ConfigError("LoRA: no target; name layers, such as project_q")
+
+    @classmethod
+    def of(cls, delta: LoraDelta, dropout: float = 0.0) -> LoraConfig:
+        """The adapters of a delta, its layers by their paths.
+
+        Raises:
+            ConfigError: its layers differ in rank or scale, which one configuration cannot say.
+        """
+        sizes = {(factors.a.shape[0], factors.scale) for factors in delta.factors.values()}
+        if len(sizes) != 1:
+            raise ConfigError(f"{delta.path}: layers differ in rank or scale; such a delta cannot be trained further")
+        ((rank, scale),) = sizes
+        layers = sorted(name.removesuffix(".weight") for name in delta.factors)
+        return cls(rank, float(rank * scale), tuple(layers), dropout)
 
 
 class Adapter(nn.Module):
@@ -127,8 +141,33 @@ def add_adapters(model: CpmBee, config: LoraConfig, seed: int = 0) -> list[str]:
     return list(chosen)
 
 
-def load_adapters(model: CpmBee, delta: LoraDelta) -> None:
+def read_adapters(path: str | Path, alpha: float | None = None) -> LoraDelta:
+    """Read a delta that is to be trained further.
+
+    Args:
+        path: as in `cpmbee.model.lora.read_lora`.
+        alpha: the delta's, where no configuration beside it says so.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        ConfigError: the configuration says another alpha.
+    """
+    stated = stated_alpha(path)
+    if alpha is not None and stated is not None and alpha != stated:
+        raise ConfigError(f"{path}: its configuration says alpha {stated:g}, not {alpha:g}")
+    return read_lora(path, alpha)
+
+
+def load_adapters(model: CpmBee, delta: LoraDelta, dropout: float = 0.0) -> list[str]:
     """Put the adapters of a delta beside a model's layers, unmerged, and freeze everything else.
+
+    Args:
+        model: changed; it has none yet.
+        delta: the factors, which are copied.
+        dropout: of the adapters' input while training.
+
+    Returns:
+        Names of the adapted layers.
 
     Raises:
         CheckpointError: the delta does not fit the model.
@@ -138,11 +177,12 @@ def load_adapters(model: CpmBee, delta: LoraDelta) -> None:
     model.requires_grad_(False)
     for name, factors in delta.factors.items():
         layer = name.removesuffix(".weight")
-        adapter = Adapter(linears[layer], factors.a.shape[0], factors.scale, 0.0)
+        adapter = Adapter(linears[layer], factors.a.shape[0], factors.scale, dropout)
         with torch.no_grad():
             adapter.lora_A.copy_(tensor_from_array(factors.a))
             adapter.lora_B.copy_(tensor_from_array(factors.b))
         _replace(model, layer, AdaptedLinear(linears[layer], adapter))
+    return [name.removesuffix(".weight") for name in delta.factors]
 
 
 def delta_of(model: CpmBee, name: str = "the adapters") -> LoraDelta:

@@ -17,6 +17,7 @@ import torch
 from cpmbee.cli import main
 from cpmbee.errors import CheckpointError, ConfigError, DataError
 from cpmbee.model import load_model, open_checkpoint, read_lora
+from cpmbee.model.lora import LoraDelta, LoraFactors
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.batches import TrainingBatch, encode_sample
 from cpmbee.train.finetune import FinetuneConfig, finetune
@@ -225,6 +226,66 @@ def test_lora_writes_both_dialects(base: Path, data: Path, tmp_path: Path) -> No
     assert all(np.array_equal(delta.factors[name].b, adapter.factors[name].b) for name in delta.factors)
     assert any(factors.b.any() for factors in delta.factors.values())
     assert not (tmp_path / "out" / "model").exists()
+
+
+@pytest.mark.parametrize("folder", ["delta", "adapter"])
+def test_training_goes_on_from_a_delta(
+    base: Path, data: Path, held_out: Path, tmp_path: Path, folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In both dialects; the first loss is that of the merged model, and what comes out is a delta of the base."""
+    options = ["--steps", "8", "--batch-rows", "4", "--row-length", "64", "--learning-rate", "0.03", "--threads", "1"]
+
+    def arguments(start: Path, out: str, *more: str) -> list[str]:
+        return ["finetune", str(start), str(data), str(tmp_path / out), "--eval", str(held_out), *options, *more]
+
+    fresh = ["--lora-rank", "2", "--lora-alpha", "6", "--target", "project_q,layers.1.ffn.ffn.w_out"]
+    assert main(arguments(base, "first", *fresh)) == 0
+    start = tmp_path / "first" / folder
+    assert main(["merge", str(base), str(start), str(tmp_path / "merged")]) == 0
+    assert main(arguments(tmp_path / "merged", "from_merged", *fresh)) == 0
+    assert main(arguments(base, "second", "--lora", str(start), "--lora-dropout", "0")) == 0
+    report = json.loads((tmp_path / "second" / "report.json").read_text(encoding="utf-8"))
+    assert (report["lora"]["rank"], report["lora"]["alpha"], report["lora"]["layers"]) == (2, 6.0, 4)
+    assert report["lora"]["start"] == str(start)
+    losses = {
+        run: [line["loss"] for line in read_metrics(tmp_path / run) if "loss" in line]
+        for run in ("first", "from_merged", "second")
+    }
+    assert losses["second"][0] == pytest.approx(losses["from_merged"][0], rel=1e-5)
+    assert losses["second"][-1] < losses["first"][-1]
+    before, after = read_lora(start).factors, read_lora(tmp_path / "second" / folder).factors
+    assert before.keys() == after.keys()
+    assert not any(np.array_equal(before[name].a, after[name].a) for name in before)
+    capsys.readouterr()
+    evaluation = ["eval", str(base), str(held_out), "--lora", str(tmp_path / "second" / folder), "--metrics", "loss"]
+    assert main(evaluation) == 0
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(report["best_value"], rel=1e-4)
+
+
+def test_deltas_that_training_cannot_go_on_from(
+    base: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = finetune(base, data, tmp_path / "out", settings(2, LoraConfig(2, 4.0)))
+    delta = read_lora(tmp_path / "out" / "delta")
+    bare = tmp_path / "bare.bin"
+    bare.write_bytes((tmp_path / "out" / "delta" / "pytorch_model.bin").read_bytes())
+    common = ["finetune", str(base), str(data), str(tmp_path / "on"), "--steps", "1", "--lora"]
+    for options, code, message in [
+        ([report["delta"], "--lora-rank", "2"], 2, "leave --lora-rank and --target out"),
+        ([report["adapter"], "--target", "w_0"], 2, "leave --lora-rank and --target out"),
+        ([report["adapter"], "--lora-alpha", "5"], 1, "adapter: its configuration says alpha 4, not 5"),
+        ([str(bare)], 1, "no configuration beside it gives the LoRA's alpha"),
+        ([str(tmp_path / "absent")], 1, "absent: no such file"),
+    ]:
+        assert main([*common, *options]) == code
+        assert message in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="training goes on with its rank, alpha and layers"):
+        finetune(base, data, tmp_path / "on", settings(2, LoraConfig(4, 4.0)), delta=delta)
+    name, factors = next(iter(delta.factors.items()))
+    mixed = LoraDelta(Path("mixed"), {**delta.factors, name: LoraFactors(factors.a, factors.b, 9.0)})
+    with pytest.raises(ConfigError, match="mixed: layers differ in rank or scale"):
+        LoraConfig.of(mixed)
+    assert main([*common, str(bare), "--lora-alpha", "4"]) == 0
 
 
 def test_command_with_choices_and_tasks(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
