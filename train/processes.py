@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cpmbee.model import CpmBee
+
+# Gloo's threads may hold the tensors of an operation for a moment after it is over. Letting go of them takes Python's
+# lock, and a thread that wants it from an interpreter that is shutting down aborts the process.
+_SETTLING_SECONDS = 0.5
 
 
 @contextmanager
@@ -29,6 +34,8 @@ def process_group() -> Iterator[None]:
     try:
         yield
         dist.barrier()  # nobody hangs up while others still talk
+        if dist.get_backend() == "gloo":
+            time.sleep(_SETTLING_SECONDS)
     finally:
         dist.destroy_process_group()
 
