@@ -136,7 +136,7 @@ def _one_line(error: Exception) -> str:
 def _missing_module(name: str) -> str:
     extras = {"torch": "torch"}
     extras |= dict.fromkeys(("onnx", "safetensors", "ml_dtypes"), "export")
-    extras |= dict.fromkeys(("pyarrow", "tensorboard", "tqdm"), "train")
+    extras |= dict.fromkeys(("pyarrow", "tensorboard"), "train")
     extras["matplotlib"] = "bench"
     extra = extras.get(name.partition(".")[0])
     return f'{name} is not installed; pip install "cpmbee[{extra}]" brings it' if extra else f"{name} is not installed"

@@ -3,42 +3,75 @@
 from __future__ import annotations
 
 import logging
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
+from typing import TextIO
 
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
-
+from cpmbee.progress import ProgressBar
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.processes import Processes
 
 
 @contextmanager
-def training_progress(steps: int) -> Iterator[Callable[[StepMetrics], None]]:
-    """Shows log lines and a bar of ``steps`` on the first process; gives the trainer's ``on_step``."""
+def training_progress(steps: int, stream: TextIO | None = None) -> Iterator[Callable[[StepMetrics], None]]:
+    """Shows log lines and a bar of ``steps`` on the first process; gives the trainer's ``on_step``.
+
+    Args:
+        steps: of the whole run.
+        stream: where to; standard error by default.
+    """
     first = Processes.current().first
     package = logging.getLogger("cpmbee")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     level = package.level
-    package.addHandler(handler)
-    package.setLevel(logging.INFO if first else logging.WARNING)
-    shown = first and sys.stderr.isatty()
-    try:
-        with logging_redirect_tqdm([package]), tqdm(total=steps, unit="step", disable=not shown) as bar:
+    with ProgressBar(stream) as bar:
+        handler = _LogLines(bar, stream)
+        package.addHandler(handler)
+        package.setLevel(logging.INFO if first else logging.WARNING)
+        try:
+            yield _Steps(bar, steps) if first else _ignore
+        finally:
+            package.removeHandler(handler)
+            package.setLevel(level)
 
-            def on_step(metrics: StepMetrics) -> None:
-                bar.n = metrics.step - 1  # a resumed run does not begin at 0
-                bar.update()
-                bar.set_postfix(
-                    loss=f"{metrics.loss:.4f}",
-                    tokens_per_s=f"{metrics.tokens_per_second:.0f}",
-                    padding=f"{metrics.padding:.0%}",
-                    refresh=False,
-                )
 
-            yield on_step
-    finally:
-        package.removeHandler(handler)
-        package.setLevel(level)
+class _Steps:
+    """Shows each step, and how long the others will take at the speed of those so far."""
+
+    def __init__(self, bar: ProgressBar, steps: int) -> None:
+        self._bar = bar
+        self._steps = steps
+        self._first: tuple[int, float] | None = None  # step of this run and when it ended: a resumed run begins late
+
+    def __call__(self, metrics: StepMetrics) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = metrics.step, now
+        parts = [f"step {metrics.step} of {self._steps}", f"loss {metrics.loss:.4f}"]
+        step, begin = self._first
+        if metrics.step > step:
+            left = (now - begin) / (metrics.step - step) * (self._steps - metrics.step)
+            parts.append(f"{timedelta(seconds=round(left))} left")
+        parts += [
+            f"{metrics.tokens_per_second:,.0f} tokens/s",
+            f"padding {metrics.padding:.0%}",
+        ]  # cut where it is narrow
+        self._bar(", ".join(parts), metrics.step / self._steps)
+
+
+class _LogLines(logging.StreamHandler[TextIO]):
+    """Log lines that do not run into the bar."""
+
+    def __init__(self, bar: ProgressBar, stream: TextIO | None) -> None:
+        super().__init__(stream)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._bar.clear()
+        super().emit(record)
+
+
+def _ignore(_: StepMetrics) -> None:
+    """Other processes show no steps."""
