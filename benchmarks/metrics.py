@@ -74,8 +74,8 @@ def _rate(amount: float, seconds: float | None) -> float | None:
 
 
 def _first_token(_: Context, r: Round) -> float | None:
-    if not r.encode:
-        return None
+    if not r.encode:  # an engine that is given tokens
+        return _median(r.prefill)
     return statistics.median(e + p for e, p in zip(r.encode, r.prefill, strict=True))
 
 

@@ -17,6 +17,7 @@ MEMORY = ("load_s", "load_to_first_token_s", *(metric.key for metric in METRICS 
 DERIVED = ("prefill_s",)  # what prefill's rate says already; in the sheet only
 SPEED = tuple(metric.key for metric in METRICS if metric.key not in (*MEMORY, *DERIVED))
 NOISY = ("prefill_tokens_per_s", "decode_tokens_per_s")  # shown with their spread
+LARGE = 1000  # numbers from here on are shown without a fraction
 QUALITY = {"kl": "KL, nats", "top1": "top-1, %", "accuracy": "right, %"}
 
 
@@ -62,7 +63,7 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['vector_instructions']) or 'no vectors'}, "
         f"{machine.get('memory_gib', '?')} GiB; commit {about['commit']}; "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-        f"{_processes(result)} for each row, {about['repetitions']} repetitions in each; ± is half the distance "
+        f"{_processes(result)}, {about['repetitions']} repetitions in each; ± is half the distance "
         "between the fastest and the slowest process",
     ]
     if constant:
@@ -86,10 +87,14 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
 
 def _processes(result: Result) -> str:
     """How many processes stand behind a row."""
-    most, settled = result.about["rounds"], result.about.get("settled")
-    if not settled or most < 3:
-        return f"{most} process{'es' if most > 1 else ''}"
-    return f"2 processes, up to {most} until their rates are within ±{settled:.0%},"
+    about = result.about
+    counts = sorted({len(cell.rounds) for cell in result.cells} or {about["rounds"]})
+    if len(counts) == 1:
+        return f"{counts[0]} process{'es' if counts[0] > 1 else ''} for each row"
+    why = (
+        f" (more than 2 where their rates were not within ±{settled:.0%})" if (settled := about.get("settled")) else ""
+    )
+    return f"{counts[0]} to {counts[-1]} processes for each row{why}"
 
 
 def _memory(threads: int, rates: Sequence[float]) -> str:
@@ -140,7 +145,8 @@ def _shown(key: str, summary: Summary | None) -> str:
     if summary is None:
         return ""
     metric = BY_KEY[key]
-    text = f"{summary.median / metric.scale:,.{metric.digits}f}"
+    value = summary.median / metric.scale
+    text = f"{value:,.{0 if abs(value) >= LARGE else metric.digits}f}"
     if key in NOISY and len(summary.values) > 1:
         text += f" ±{100 * summary.spread:.1f} %"
     return text
