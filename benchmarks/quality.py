@@ -6,16 +6,15 @@ asked, the rest is for calibration. ``--requests`` and ``--calibration`` take ot
 ``python -m cpmbee.bench.synthetic``, one of a published shape), where there are no right answers. The native kernels
 run if they are built.
 
-A small model that is sure of nearly every token owes most of its divergence to a handful of them, so a single export
-says little about a method. The demo model is therefore measured in several draws: with its channels reordered it is the
-same model, but other weights share a scale, and rounding errors are others.
+A single export says little about a method, so the demo model is measured in several draws: the same model with other
+weights (`cpmbee.bench.draws`). The verdict on a method is what it makes of the divergence that round-to-nearest has in
+the same draw: the geometric mean of these ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from cpmbee import native
+from cpmbee.bench.draws import redrawn
 from cpmbee.bench.environment import commit, write_result
 from cpmbee.bench.fidelity import open_model
 from cpmbee.config import ModelConfig
@@ -40,7 +39,6 @@ from cpmbee.export.report import Quality
 from cpmbee.export.sources import open_source
 from cpmbee.export.transcripts import Transcript, read_requests, read_transcripts
 from cpmbee.export.weights import Precision
-from cpmbee.model import load_model, save_checkpoint
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.vocabulary import is_special
 
@@ -59,7 +57,7 @@ class Setting:
         block_size: weights that share a scale.
         head_bits: of embedding and head.
         method: of finding scales.
-        calibrated: whether errors are weighed by the inputs' strengths.
+        calibrated: whether errors are corrected by what the inputs look like in requests.
     """
 
     precision: Precision
@@ -85,7 +83,7 @@ def main() -> None:
     parser.add_argument("--calibration", type=Path, nargs="+", metavar="FILE", help="requests to calibrate with")
     parser.add_argument("--name", default="quality", help="of the result")
     parser.add_argument("--count", type=int, default=1000, help="requests to ask at most")
-    parser.add_argument("--draws", type=int, default=4, help="orders of the demo model's channels")
+    parser.add_argument("--draws", type=int, default=6, help="of the demo model, itself included")
     parser.add_argument("--short", action="store_true", help="defaults and their closest neighbours only")
     parser.add_argument("--no-write", action="store_true", help="do not keep the result")
     arguments = parser.parse_args()
@@ -104,9 +102,7 @@ def main() -> None:
         transcripts = read_transcripts(write_jsonl(scratch / "asked.jsonl", asked), tokenizer, config)
         draws = [checkpoint]
         if arguments.checkpoint is None:
-            turned = any(made.inputs.input_subs.any() or made.inputs.ext_subs.any() for made in transcripts)
-            seeds = range(1, arguments.draws)
-            draws += [reordered(checkpoint, scratch / f"draw{seed}", seed, hidden=not turned) for seed in seeds]
+            draws += [redrawn(checkpoint, scratch / f"draw{seed}", seed) for seed in range(1, arguments.draws)]
         calibration_file = write_jsonl(scratch / "calibration.jsonl", calibration)
         rows = list(measured(draws, transcripts, calibration_file, settings(arguments.short), scratch))
     if not arguments.no_write:
@@ -138,7 +134,9 @@ def measured(
 ) -> Iterator[dict[str, Any]]:
     """One row for each setting, printed as it comes; the first draw is the checkpoint itself."""
     expected = reference(draws[0], transcripts)
-    print("| body | head | block | scales | file (MB) | KL (nats) | ± | top-1 (%) | right (%) |\n" + "|---" * 9 + "|")
+    heads = "body | head | block | scales | file (MB) | KL (nats) | ± | of nearest | × or ÷ | top-1 (%) | right (%)"
+    print(f"| {heads} |\n" + "|---" * len(heads.split("|")) + "|")
+    nearest: list[float] = []
     for setting in wanted:
         found: list[Quality] = []
         worst = 0.0
@@ -158,7 +156,9 @@ def measured(
             found.append(measure(open_model(folder, transcripts), transcripts, expected))
             worst = max([worst, *(matrix.error for matrix in report.matrices)])
         size = (folder / "model.onnx.data").stat().st_size
-        summary = {"data_bytes": size, "worst_matrix_error": worst, **summarized(found)}
+        if setting.method == "nearest":
+            nearest = [quality.kl for quality in found]
+        summary = {"data_bytes": size, "worst_matrix_error": worst, **summarized(found), **compared(found, nearest)}
         print("| " + " | ".join([*setting.columns, *figures(summary)]) + " |", flush=True)
         yield {**asdict(setting), **summary, "checkpoint_itself": asdict(found[0])}
 
@@ -177,58 +177,32 @@ def summarized(found: list[Quality]) -> dict[str, float | None]:
     }
 
 
+def compared(found: list[Quality], nearest: list[float]) -> dict[str, Any]:
+    """The divergence of each draw, and what it is of round-to-nearest's: geometric mean, and its standard error."""
+    divergence = [quality.kl for quality in found]
+    if len(nearest) != len(found) or divergence == nearest:
+        return {"kl_draws": divergence, "kl_of_nearest": None, "kl_of_nearest_error": None}
+    ratios = np.log(divergence) - np.log(nearest)
+    error = float(np.exp(np.std(ratios, ddof=1) / len(found) ** 0.5)) if len(found) > 1 else None
+    return {"kl_draws": divergence, "kl_of_nearest": float(np.exp(ratios.mean())), "kl_of_nearest_error": error}
+
+
 def figures(summary: dict[str, Any]) -> list[str]:
     """Columns of a table."""
-    error, right = summary["kl_standard_error"], summary["accuracy"]
+    right = summary["accuracy"]
     return [
         f"{summary['data_bytes'] / 1e6:.2f}",
         f"{summary['kl']:.2e}",
-        "" if error is None else f"{error:.1e}",
+        _optional(summary["kl_standard_error"], ".1e"),
+        _optional(summary["kl_of_nearest"], ".2f"),
+        _optional(summary["kl_of_nearest_error"], ".2f"),
         f"{100 * summary['top1']:.3f}",
-        "" if right is None else f"{100 * right:.2f}",
+        _optional(None if right is None else 100 * right, ".2f"),
     ]
 
 
-def reordered(checkpoint: Path, out: Path, seed: int, *, hidden: bool) -> Path:
-    """The same model with channels in another order: of feed-forward blocks, of attention, of the hidden state.
-
-    Args:
-        checkpoint: the model.
-        out: folder to write.
-        seed: of the order.
-        hidden: also those of the hidden state; not where requests have subscripts, for each channel of an embedding
-            turns at a speed of its own.
-    """
-    model = load_model(checkpoint)
-    config, generator = model.config, torch.Generator().manual_seed(seed)
-
-    def order(count: int) -> torch.Tensor:
-        return torch.randperm(count, generator=generator)
-
-    heads = order(config.num_attention_heads)
-    inside = [heads[:, None] * config.dim_head + order(config.dim_head) for _ in range(2)]
-    queries, values = (channels.flatten() for channels in inside)  # keys go with queries
-    state = order(config.hidden_size) if hidden else torch.arange(config.hidden_size)
-    inner = order(config.dim_ff)
-    places: dict[str, tuple[torch.Tensor | None, torch.Tensor | None]] = {  # new order of rows and of columns
-        "relative_attention_bias": (None, heads),
-        "project_q.weight": (queries, state),
-        "project_k.weight": (queries, state),
-        "project_v.weight": (values, state),
-        "attention_out.weight": (state, values),
-        "w_0.weight": (inner, state),
-        "w_1.weight": (inner, state),
-        "w_out.weight": (state, inner),
-        "input_embedding.weight": (None, state),
-    }
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            rows, columns = next((new for end, new in places.items() if name.endswith(end)), (state, None))
-            moved = weight if rows is None else weight[rows]
-            weight.copy_((moved if columns is None else moved[:, columns]).clone())
-    save_checkpoint(model.half(), out)
-    shutil.copy(checkpoint / "vocab.txt", out)
-    return out
+def _optional(value: float | None, digits: str) -> str:
+    return "" if value is None else format(value, digits)
 
 
 def reference(checkpoint: Path, transcripts: list[Transcript]) -> list[NDArray[np.float32]]:

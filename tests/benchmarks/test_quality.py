@@ -6,17 +6,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpmbee.bench.draws import redrawn
 from cpmbee.bench.peers.dynamic_quantize import by_output, write_folder
-from cpmbee.bench.quality import divided, reference, reordered, write_jsonl
+from cpmbee.bench.quality import compared, divided, reference, write_jsonl
 from cpmbee.config import ModelConfig
 from cpmbee.engine import Engine
 from cpmbee.export import export
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.quality import measure
+from cpmbee.export.report import Quality
+from cpmbee.export.sources import open_source
 from cpmbee.export.transcripts import Transcript, make_transcript
 from cpmbee.folder import open_folder
+from cpmbee.model.tensor_names import expected_tensors, is_linear
 from cpmbee.tokenizer import Tokenizer
 from tests.export.cases import make_checkpoint
+from tests.model.factory import tiny_config
 
 TEXTS = ("今天天气", "abc", "天气真好")
 
@@ -28,13 +33,28 @@ def transcripts(checkpoint: Path, *, options: bool) -> list[Transcript]:
     return [make_transcript({"input": text, **more, "<ans>": "b"}, tokenizer, config) for text in TEXTS]
 
 
-@pytest.mark.parametrize("hidden", [True, False])
-def test_reordered_model_is_the_same_model(hidden: bool, tmp_path: Path) -> None:
-    checkpoint = make_checkpoint(tmp_path / "checkpoint")
-    asked = transcripts(checkpoint, options=not hidden)
-    other = reordered(checkpoint, tmp_path / "other", 1, hidden=hidden)
+def test_redrawn_model_is_the_same_model(tmp_path: Path) -> None:
+    config = tiny_config(mask_modules=((False, False), (True, False), (False, True)), num_hidden_layers=3)
+    checkpoint = make_checkpoint(tmp_path / "checkpoint", config)
+    asked = transcripts(checkpoint, options=True)
+    other = redrawn(checkpoint, tmp_path / "other", 1)
     for ours, theirs in zip(reference(checkpoint, asked), reference(other, asked), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-2 * np.ptp(theirs))  # it is stored in fp16
+        np.testing.assert_allclose(ours, theirs, atol=1e-2 * np.ptp(theirs))  # it is stored in fp16
+    weights, redrawn_weights = open_source(checkpoint), open_source(other)
+    for name in expected_tensors(config):
+        if is_linear(name, weights.read(name).shape):
+            changed = abs(redrawn_weights.read(name) / np.float32(1) - weights.read(name))
+            assert (changed > 1e-3 * abs(weights.read(name))).mean() > 0.9, name
+
+
+def test_divergence_is_compared_draw_by_draw() -> None:
+    found = [Quality(1, 1, kl, 1.0, None, None) for kl in (2.0, 8.0)]
+    assert compared(found, [4.0, 4.0]) == {
+        "kl_draws": [2.0, 8.0],
+        "kl_of_nearest": pytest.approx(1.0),
+        "kl_of_nearest_error": pytest.approx(2.0),
+    }
+    assert compared(found, [2.0, 8.0])["kl_of_nearest"] is None
 
 
 def test_requests_are_divided(tmp_path: Path) -> None:
