@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from cpmbee.bench.metrics import BY_KEY, summarize
 from cpmbee.bench.plan import Workload
@@ -77,8 +77,10 @@ def latency(result: Result) -> Figure | None:
         shares = [100 * (i + 1) / len(steps) for i in range(len(steps))]
         axes.plot(steps, shares, label=label, linestyle=("-", "--", ":")[index // 10 % 3])
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(LogFormatter())  # 30 and 40 rather than powers of ten
-    axes.xaxis.set_minor_formatter(LogFormatter())
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_formatter("{x:g}")  # 30 and 40 rather than powers of ten
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 5, 6, 8)))
+    axes.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
     axes.set_xlabel(f"time between two tokens, ms (prompt {max(c.workload.prompt for c in chosen.values())})")
     axes.set_ylabel("share of tokens that came within it, %")
     _legend(axes)
@@ -88,11 +90,13 @@ def latency(result: Result) -> Figure | None:
 def speed_and_quality(result: Result) -> Figure | None:
     """Decoding rate against KL divergence from fp32."""
     points: dict[str, Point] = {}
+    prompts = set()
     for cell in result.cells:
         quality = result.quality.get(cell.subject)
         summary = summarize(result, cell).get("decode_tokens_per_s")
         if quality and summary and cell.subject not in points:
             points[cell.subject] = (float(quality["kl"]), summary.median)
+            prompts.add(cell.workload.prompt)
     if len(points) < 2:
         return None
     figure, (axes,) = _figure(1)
@@ -102,7 +106,7 @@ def speed_and_quality(result: Result) -> Figure | None:
     axes.set_xlim(left=-SAME / 10)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("KL divergence from fp32, nats (less is better)")
-    axes.set_ylabel("decode, tokens/s")
+    axes.set_ylabel(f"decode, tokens/s (prompt {max(prompts)})")
     _legend(axes)
     return figure
 

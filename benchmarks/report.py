@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cpmbee.bench.metrics import BY_KEY, METRICS, Summary, context, summarize
+from cpmbee.bench.metrics import BY_KEY, METRICS, Summary, summarize
 from cpmbee.bench.profile_table import profile_markdown
 from cpmbee.bench.records import Cell, Result
 
@@ -71,15 +71,16 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
     lines += [_memory(threads, rates) for threads, rates in result.bandwidth().items()]
     if result.cells:
         lines.append(
-            "GB/s are those of a decoding step: all weights and the cache rows in use, read once in its mean time; "
-            "memory's are what as many threads could read just before and just after the same process, the mean; the "
-            "share is the one's of the other, taken process by process; columns are medians over processes"
+            "GB/s are those of a decoding step: all weights and the cache rows in use, read once in its mean time"
         )
-        if any(_fits_processor(result, cell) for cell in result.cells):
-            cache = machine["processor_cache_bytes"] / 1e6
+        held = {"read_share" in summarize(result, cell) for cell in result.cells}
+        if True in held:
             lines.append(
-                f"no share is given where all of it fits the processor's cache ({cache:.0f} MB): not memory's reads"
+                "memory's GB/s are what as many threads could read just before and just after the same process, their "
+                "mean; the share is taken process by process, and each column is the median over processes"
             )
+        if False in held and (cache := machine.get("processor_cache_bytes")):
+            lines.append(f"what fits the processor's cache ({cache / 1e6:.0f} MB) need not come from memory: no share")
         disturbed = max(r.disturbed for cell in result.cells for r in cell.rounds)
         lines.append(f"others took at most {disturbed:.0%} of the machine during a measurement")
     return "\n".join(f"- {line}" for line in lines)
@@ -102,11 +103,6 @@ def _memory(threads: int, rates: Sequence[float]) -> str:
         f"memory is read by {threads} thread{'s' if threads > 1 else ''} at {statistics.median(rates) / 1e9:.1f} GB/s "
         f"(median of {len(rates)} readings, {min(rates) / 1e9:.1f} to {max(rates) / 1e9:.1f})"
     )
-
-
-def _fits_processor(result: Result, cell: Cell) -> bool:
-    about = context(result, cell)
-    return any(about.step_bytes(r) <= about.processor_cache for r in cell.rounds)
 
 
 def _columns(cells: Sequence[Cell]) -> tuple[dict[str, Any], list[str]]:

@@ -63,7 +63,8 @@ def test_what_fits_the_processor_is_not_held_against_memory() -> None:
     assert "read_share" not in summarize(result, result.cells[0])
     text = markdown(result)
     assert "share, %" not in text
-    assert "no share is given where all of it fits the processor's cache (34 MB)" in text
+    assert "what fits the processor's cache (34 MB)" in text
+    assert "just before" not in text
 
 
 def test_nothing_is_said_of_measurements_where_there_are_none() -> None:
