@@ -342,12 +342,14 @@ class CpmBee(nn.Module):
 
         Unit variance suits every matrix because the division by sqrt(width) is part of the forward pass.
         """
-        for module in self.modules():
-            for parameter in module.parameters(recurse=False):
-                if isinstance(module, RMSNorm):
-                    parameter.fill_(1)
-                else:
-                    parameter.normal_(generator=generator)
+        for parameter in self.parameters():
+            parameter.copy_(initial_values(parameter.shape, generator))
+
+
+def initial_values(shape: torch.Size, generator: torch.Generator | None = None) -> Tensor:
+    """What a parameter of this shape is filled with for training from scratch; only norms are vectors."""
+    values = torch.empty(shape)
+    return values.fill_(1) if len(shape) == 1 else values.normal_(generator=generator)
 
 
 def language_model_loss(logits: Tensor, targets: Tensor) -> Tensor:

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 
 from cpmbee.errors import ConfigError, DataError
-from cpmbee.model import CpmBee, load_model, open_checkpoint
+from cpmbee.model import CpmBee, open_checkpoint
+from cpmbee.model.loading import tensor_from_array
 from cpmbee.model.lora import LoraDelta
 from cpmbee.model.lora_saving import save_lora
 from cpmbee.model.saving import Dialect, save_tensors
 from cpmbee.model.tensor_names import expected_tensors
 from cpmbee.tokenizer import Tokenizer
+from cpmbee.train.filling import empty_model, fill
 from cpmbee.train.footprint import Footprint, peak_memory
 from cpmbee.train.jsonl import open_records
 from cpmbee.train.lora import LoraConfig, add_adapters, delta_of, load_adapters
@@ -111,7 +113,8 @@ def finetune(
         FloatingPointError: the loss is no longer finite.
     """
     processes, out = Processes.current(), Path(out)
-    vocabulary = vocab or open_checkpoint(checkpoint).vocab_file
+    opened = open_checkpoint(checkpoint)
+    vocabulary = vocab or opened.vocab_file
     if vocabulary is None:
         raise ConfigError(f"{checkpoint}: no vocabulary beside the checkpoint; name one")
     tokenizer = Tokenizer.from_file(vocabulary)
@@ -129,11 +132,13 @@ def finetune(
     metric = _metric(config, evaluation)
     trainer_config = _trainer_config(config, source, metric)
     torch.manual_seed(config.seed + processes.rank)  # processes drop out differently
-    model = load_model(checkpoint, device=device)
+    model = empty_model(opened.config)
     adapted = _adapt(model, config, delta)
-    footprint = Footprint.of(model)  # before the trainer shards it
+    footprint = Footprint.of(model)
     if processes.first:
         logger.info("%s", footprint)
+    processes.shard(model, torch.device(device))
+    fill(model, lambda name: tensor_from_array(opened.read(name)), torch.device(device))
     trainer = Trainer(
         model,
         trainer_config,

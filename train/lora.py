@@ -78,7 +78,7 @@ class Adapter(nn.Module):
         dim_out, dim_in = base.weight.shape
         self.scale = scale
         self.dropout = nn.Dropout(dropout)
-        device = base.weight.device
+        device = torch.device("cpu") if base.weight.is_meta else base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, dim_in, device=device))
         self.lora_B = nn.Parameter(torch.zeros(dim_out, rank, device=device))
 

@@ -11,9 +11,11 @@ import torch
 
 from cpmbee.errors import CheckpointError, ConfigError
 from cpmbee.model import CpmBee, open_checkpoint, save_checkpoint
-from cpmbee.model.loading import model_from_checkpoint
+from cpmbee.model.cpmbee import initial_values
+from cpmbee.model.loading import tensor_from_array
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.data.source import MixtureSource
+from cpmbee.train.filling import empty_model, fill
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.pretrain_config import PretrainConfig
 from cpmbee.train.processes import Processes, whole_state
@@ -50,7 +52,7 @@ def pretrain(
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed + processes.rank)
-    model, vocabulary = _start(config, processes.device())
+    model, vocabulary = _start(config, processes)
     tokenizer = Tokenizer.from_file(vocabulary)
 
     def source(mixture: Path, seed: int, rank: int, world_size: int) -> MixtureSource:
@@ -90,30 +92,35 @@ def write_model(model: CpmBee, folder: Path, vocabulary: Path) -> None:
     processes = Processes.current()
     state = whole_state(model)
     if processes.first:
-        with torch.device("meta"):
-            whole = CpmBee(model.config)
+        whole = empty_model(model.config)
         whole.load_state_dict(state, assign=True)
         save_checkpoint(whole, folder, vocab_file=vocabulary, overwrite=True)
         logger.info("wrote %s", folder)
     processes.wait()
 
 
-def _start(config: PretrainConfig, device: torch.device) -> tuple[CpmBee, Path]:
-    """The model before the first step, in fp32, and the file of its vocabulary."""
+def _start(config: PretrainConfig, processes: Processes) -> tuple[CpmBee, Path]:
+    """The model before the first step, in fp32, split over the processes, and the file of its vocabulary."""
+    device = processes.device()
     if config.checkpoint is None:
         vocabulary = config.vocabulary
         if vocabulary is None:
             raise ConfigError("a new model needs a vocabulary")
-        model = CpmBee(config.model_config(Tokenizer.from_file(vocabulary).vocab_size))
-        model.init_parameters(torch.Generator().manual_seed(config.seed))
-        return model.to(device), vocabulary
+        model = empty_model(config.model_config(Tokenizer.from_file(vocabulary).vocab_size))
+        generator = torch.Generator().manual_seed(config.seed)
+        processes.shard(model, device)
+        fill(model, lambda name: initial_values(model.get_parameter(name).shape, generator), device)
+        return model, vocabulary
     checkpoint = open_checkpoint(config.checkpoint)
     found = config.vocabulary or checkpoint.vocab_file
     if found is None:
         raise CheckpointError(f"{config.checkpoint}: has no vocabulary; name one in the configuration")
     if Tokenizer.from_file(found).vocab_size > checkpoint.config.vocab_size:
         raise ConfigError(f"{found}: has more tokens than the model's {checkpoint.config.vocab_size}")
-    return model_from_checkpoint(checkpoint, device=device), found
+    model = empty_model(checkpoint.config)
+    processes.shard(model, device)
+    fill(model, lambda name: tensor_from_array(checkpoint.read(name)), device)
+    return model, found
 
 
 def _say_what_was_read(data: MixtureSource) -> None:

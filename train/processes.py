@@ -101,12 +101,17 @@ class Processes:
             dist.barrier()
 
     def shard(self, model: CpmBee, device: torch.device) -> None:
-        """Split the parameters over the processes with FSDP2: one unit a layer, and one for what is left."""
+        """Split the parameters over the processes with FSDP2: one unit a layer, and one for what is left.
+
+        A model that is split already stays as it is.
+        """
         if self.world_size == 1:
             return
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import FSDPModule, fully_shard
 
+        if isinstance(model, FSDPModule):
+            return
         mesh = init_device_mesh(device.type, (self.world_size,))
         for layer in model.encoder.layers:
             fully_shard(layer, mesh=mesh)

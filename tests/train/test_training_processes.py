@@ -7,20 +7,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from cpmbee.cli import main
+from cpmbee.model import read_lora
 from cpmbee.train.metrics import read_metrics
 from cpmbee.train.processes import Processes
 from cpmbee.train.run_checkpoints import RunCheckpoints
+from tests.model.factory import write_checkpoint
 from tests.train import training_runs
+from tests.train.task_files import copy_records, write_records
 from tests.train.training_runs import run
 
 ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 OPTIONS = '{"evaluate_every": 3, "checkpoint_every": 2}'
 
 
 def command(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     return subprocess.run(
         [sys.executable, *launcher, training_runs.__file__, *map(str, arguments)],
         env=environment,
@@ -66,11 +76,10 @@ def test_a_checkpoint_killed_while_it_is_written_never_counts(tmp_path: Path, mo
 
 def test_two_processes_give_the_losses_of_one_and_share_its_checkpoints(tmp_path: Path) -> None:
     options = {"evaluate_every": 3, "accumulation": 2, "keep_checkpoints": 9, "schedule": "constant"}
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     run(tmp_path / "one", rows=5, options=options)
     run(tmp_path / "both", rows=5, options={**options, "steps": 2})
     text = json.dumps({**options, "steps": 6})
-    two = command(tmp_path / "both", "--rows", 5, "--options", text, "--resume", launcher=torchrun)
+    two = command(tmp_path / "both", "--rows", 5, "--options", text, "--resume", launcher=TORCHRUN)
     assert two.returncode == 0, two.stderr
     assert len(list((tmp_path / "both" / "checkpoints" / "step-00000006").glob("*.safetensors"))) == 2
     run(tmp_path / "both", rows=5, options=options, resume=True)
@@ -84,3 +93,24 @@ def test_two_processes_give_the_losses_of_one_and_share_its_checkpoints(tmp_path
         for name in ("one", "both")
     )
     assert next(evaluations) == pytest.approx(next(evaluations), abs=1e-4)
+
+
+def test_two_processes_fine_tune_adapters_as_one_does(tmp_path: Path) -> None:
+    """Frozen parameters are split and read share by share; adapters, fresh ones here, are the same everywhere."""
+    base = write_checkpoint(tmp_path / "base")
+    data = write_records(tmp_path / "copy.jsonl", copy_records(16))
+    options = ["--lora-rank", "2", "--steps", "4", "--batch-rows", "2", "--row-length", "64", "--threads", "1"]
+
+    def arguments(out: str) -> list[str]:
+        return ["finetune", str(base), str(data), str(tmp_path / out), "--eval", str(data), *options]
+
+    assert main(arguments("one")) == 0
+    cpmbee = (sys.executable, "-c", "import sys; from cpmbee.cli import main; sys.exit(main(sys.argv[1:]))")
+    command = [sys.executable, *TORCHRUN, "--no-python", *cpmbee, *arguments("two")]
+    two = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert two.returncode == 0, two.stderr
+    losses = [[line["loss"] for line in read_metrics(tmp_path / run) if "loss" in line] for run in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    one, other = (read_lora(tmp_path / run / "adapter").factors for run in ("one", "two"))
+    for name, factors in one.items():
+        np.testing.assert_allclose(other[name].b, factors.b, atol=1e-4)

@@ -14,9 +14,11 @@ import torch
 
 from cpmbee.config import ModelConfig
 from cpmbee.model import CpmBee
+from cpmbee.model.cpmbee import initial_values
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train import run_checkpoints
 from cpmbee.train.batches import TrainingBatch, collate, encode_sample
+from cpmbee.train.filling import empty_model, fill
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes, process_group
@@ -71,9 +73,10 @@ class LetterSource:
 
 
 def tiny_model(dropout: float = 0.0, seed: int = 0) -> CpmBee:
-    config = ModelConfig(len(TOKENS), 32, 2, 16, 48, 2, position_bias_num_buckets=32, dropout_p=dropout)
-    model = CpmBee(config)
-    model.init_parameters(torch.Generator().manual_seed(seed))
+    model = empty_model(ModelConfig(len(TOKENS), 32, 2, 16, 48, 2, position_bias_num_buckets=32, dropout_p=dropout))
+    generator = torch.Generator().manual_seed(seed)
+    Processes.current().shard(model, torch.device("cpu"))
+    fill(model, lambda name: initial_values(model.get_parameter(name).shape, generator), torch.device("cpu"))
     return model
 
 
