@@ -16,8 +16,8 @@ from cpmbee.progress import ProgressBar
 
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"input": "白发三千丈", "prompt": "转繁体", "<ans>": ""},
-    {"input": "重庆", "question": "重", "<ans>": ""},
-    {"input": "音乐", "question": "乐", "options": {"<option_0>": "lè", "<option_1>": "yuè"}, "<ans>": ""},
+    {"input": "银行", "question": "行", "<ans>": ""},
+    {"input": "校长", "question": "长", "options": {"<option_0>": "cháng", "<option_1>": "zhǎng"}, "<ans>": ""},
     {"input": "三千零五", "prompt": "写成数字", "<ans>": ""},
     {"input": "3005", "prompt": "写成汉字", "<ans>": ""},
 )

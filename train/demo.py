@@ -39,7 +39,7 @@ def model_config(vocab_size: int) -> ModelConfig:
         num_attention_heads=4,
         dim_head=64,
         dim_ff=256,
-        num_hidden_layers=4,
+        num_hidden_layers=5,
         position_bias_num_buckets=64,
         position_bias_num_segment_buckets=256,
         position_bias_max_distance=128,
@@ -89,6 +89,7 @@ def train_demo(
     write_requests(out / "requests.jsonl", data)
     card = model_card(
         data=data,
+        config=model.config,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         file_bytes=(out / "model.safetensors").stat().st_size,
         batch_size=batch_size,
@@ -106,7 +107,7 @@ def main() -> None:
     parser.add_argument("--evaluate", action="store_true", help="measure the checkpoint in OUT instead of training it")
     parser.add_argument("--overwrite", action="store_true", help="replace the checkpoint in OUT")
     parser.add_argument("--resume", action="store_true", help="go on with a stopped run (kept in OUT-training)")
-    parser.add_argument("--steps", type=int, default=6500)
+    parser.add_argument("--steps", type=int, default=7000)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=7e-3)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of training; bf16 is faster")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from string import Template
 
+from cpmbee.config import ModelConfig
 from cpmbee.train.demo_accuracy import Accuracy
 from cpmbee.train.demo_data import DemoData
 from cpmbee.train.demo_sources import PACKAGES
@@ -18,9 +19,9 @@ _CARD = Template("""\
 A small CPM-Bee model that comes with the package, so that the first command has something real to run:
 
     {"input": "白发三千丈", "prompt": "转繁体", "<ans>": ""}                ->  白髮三千丈
-    {"input": "重庆", "question": "重", "<ans>": ""}                        ->  chóng
-    {"input": "音乐", "question": "乐",
-     "options": {"<option_0>": "lè", "<option_1>": "yuè"}, "<ans>": ""}     ->  <option_1>
+    {"input": "银行", "question": "行", "<ans>": ""}                        ->  háng
+    {"input": "校长", "question": "长",
+     "options": {"<option_0>": "cháng", "<option_1>": "zhǎng"}, "<ans>": ""} ->  <option_1>
     {"input": "三千零五", "prompt": "写成数字", "<ans>": ""}                ->  3005
     {"input": "3005", "prompt": "写成汉字", "<ans>": ""}                    ->  三千零五
 
@@ -28,7 +29,7 @@ A small CPM-Bee model that comes with the package, so that the first command has
 
 | | |
 |---|---|
-| parameters | $parameters (hidden 128, 4 layers, 4 heads of 64, feed-forward 256) |
+| parameters | $parameters (hidden $hidden, $layers layers, $heads heads of $dim_head, feed-forward $dim_ff) |
 | file | model.safetensors, fp16, $megabytes MB |
 | vocabulary | $vocab_size tokens: specials, ASCII, keys of requests, $syllables syllables of pinyin, characters |
 | training | from scratch, $steps steps of $batch_size requests, $tokens million tokens |
@@ -79,15 +80,15 @@ good. `benchmarks/results/demo_training.json` has the curve of the run that made
 
 It knows these forms of requests and nothing else. Modern prose is not what it has read; long inputs, larger numbers,
 亿, formal numerals (壹贰叁), full-width digits and separators (3,005) give nonsense, stated with the same confidence.
-Characters outside its vocabulary are read as unknown. Asked to choose among options it mostly takes a character's most
-frequent reading; the reading that it writes, or the best of those that `engine.score` compares, follows the phrase more
-often. In modern words it errs more than in verse (头发 becomes 頭發).
+Characters outside its vocabulary are read as unknown. Where a phrase reminds it of no other it takes a character's most
+frequent reading. In modern words it errs more than in verse (头发 becomes 頭發).
 """)
 
 
 def model_card(
     *,
     data: DemoData,
+    config: ModelConfig,
     parameters: int,
     file_bytes: int,
     batch_size: int,
@@ -98,6 +99,11 @@ def model_card(
     return _CARD.substitute(
         {task: str(found) for task, found in accuracy.items()},
         parameters=f"{parameters:,}",
+        hidden=config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        dim_head=config.dim_head,
+        dim_ff=config.dim_ff,
         megabytes=f"{file_bytes / 1e6:.1f}",
         vocab_size=f"{len(data.vocabulary):,}",
         syllables=len({reading for polyphone in data.readings for reading in polyphone.readings}),

@@ -21,7 +21,7 @@ WORDS = ("input", "prompt", "question", "options")  # keys of requests, one toke
 PUNCTUATION = "，。？！：；、（）“”《》"
 TONED_LETTERS = "āáǎàēéěèīíǐìōóǒòūúǔùüǖǘǚǜ"
 TASKS = ("traditional", "reading", "choice", "digits", "chinese")
-SHARES = (0.2, 0.3, 0.34, 0.06, 0.1)  # of the training requests, by task
+SHARES = (0.2, 0.28, 0.39, 0.05, 0.08)  # of the training requests, by task
 
 _LEAST_IN_POEMS = 16  # times a character must occur there to be in the vocabulary,
 _LEAST_IN_PHRASES = 6  # or there
