@@ -19,6 +19,7 @@ from cpmbee.prompt import encode_prompt
 from cpmbee.tokenizer import Tokenizer
 
 EMPTY: Data = {"input": "", "<ans>": ""}
+COPIES = {"fp16": 3}  # of the bytes of stored weights at most: the runtime keeps them in fp32 beside the file
 SCALE_BYTES = 4
 RELATION_BYTES = 2  # of each pair of a prompt's tokens
 
@@ -113,7 +114,7 @@ def _subject(folder: ModelFolder) -> Subject:
         file_bytes=sum(file.stat().st_size for file in folder.path.iterdir() if file.is_file()),
         weight_bytes=size,
         operations=operations(folder.config),
-        loaded_bytes=size,
+        loaded_bytes=COPIES.get(folder.precision.get("ffn", ""), 1) * size,
         row_bytes=cache_row_bytes(folder),
         pair_bytes=RELATION_BYTES,
     )

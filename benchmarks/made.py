@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cpmbee.bench.environment import versions
+from cpmbee.errors import ModelFolderError
 from cpmbee.folder import MANIFEST
 from cpmbee.json_file import read_json_object
 
@@ -53,7 +54,7 @@ def remove(path: Path) -> None:
 
 def folder_identity(folder: Path) -> dict[str, Any]:
     """What tells a model folder from another one of its name: the manifest's hash, sizes and times of its files."""
-    manifest = read_json_object(folder / MANIFEST, "the manifest of an exported model", ValueError)
+    manifest = read_json_object(folder / MANIFEST, "the manifest of an exported model", ModelFolderError)
     times = {name: [(about := (folder / name).stat()).st_size, about.st_mtime_ns] for name in manifest["files"]}
     return {"manifest": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(), "files": times}
 

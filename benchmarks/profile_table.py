@@ -11,7 +11,7 @@ def profile_markdown(label: str, profile: dict[str, Any]) -> str:
     work = ", ".join(f"{name} {value}" for name, value in profile["workload"].items())
     totals = [sum(row["ms"] for row in phase.values()) for phase in (prefill, decode)]
     rows = [
-        f"{label}, by operator ({work}; least times at {limits['read_gb_s']:.1f} GB/s of reads, "
+        f"{label}, by operator ({work}; least times at {limits['read_gb_s']:.1f} GB/s of reads (before and after), "
         f"{limits['fp32_gflop_s']:.0f} GFLOP/s of fp32 and {limits['int8_gflop_s']:.0f} of int8 products):\n",
         "| operator | prefill, ms | share | least, ms | decode step, ms | share | least, ms |",
         "|---" + "|---:" * 6 + "|",

@@ -71,7 +71,8 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
     lines += [_memory(threads, rates) for threads, rates in result.bandwidth().items()]
     if result.cells:
         lines.append(
-            "GB/s are those of a decoding step: all weights and the cache rows in use, read once in its mean time"
+            "GB/s are those of a decoding step: all weights as they are stored and the cache rows in use, read once "
+            "in its mean time"
         )
         held = {"read_share" in summarize(result, cell) for cell in result.cells}
         if True in held:

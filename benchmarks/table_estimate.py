@@ -16,8 +16,8 @@ from cpmbee.bench.table_plan import DEMO, Group
 from cpmbee.machine import physical_cores
 
 CORES = 2
-PROCESS_SECONDS = 3.0  # of waiting for quiet, readings of memory, Python and imports
-WRITTEN_BYTES = 0.25e9  # a second
+PROCESS_SECONDS = 2.5  # of waiting for quiet, readings of memory, Python and imports
+WRITTEN_BYTES = 0.4e9  # a second
 PROFILE_SECONDS = 15.0
 DEMO_SECONDS = 150.0
 THIRD_PROCESS = 0.6  # of cells need one

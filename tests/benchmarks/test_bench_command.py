@@ -12,6 +12,7 @@ from cpmbee import cli
 from cpmbee.bench import checks
 from cpmbee.bench.plan import Workload
 from cpmbee.cache_types import CacheType
+from cpmbee.config import ModelConfig
 from cpmbee.errors import VocabularyError
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.exporter import export
@@ -49,12 +50,14 @@ def test_one_command_measures_everything(folder: Path, tmp_path: Path, capsys: p
     assert (out / "table.md").read_text(encoding="utf-8") in shown
     raw = json.loads((out / "result.json").read_text(encoding="utf-8"))
     assert [cell["subject"] for cell in raw["cells"]] == ["demo-int4", "demo-int4: functions"] * 2
+    config = ModelConfig.from_file(folder / "config.json")
+    row = 2 * 2 * len(config.attention_layers) * config.attention_dim  # keys and values, fp16
     for cell in raw["cells"]:
         (process,) = cell["rounds"]
         assert len(process["steps"]) == 2 * (ANSWER - 1)  # all answers are equally long
         assert len(process["prefill"]) == len(process["encode"]) == len(process["decode"]) == 2
         assert process["peak_resident"] > process["peak_anonymous"] > 10_000_000
-        assert process["cache_bytes"] == (cell["workload"]["prompt"] + ANSWER - 1) * 4096  # of 4 layers x 2 x 256, fp16
+        assert process["cache_bytes"] == (cell["workload"]["prompt"] + ANSWER - 1) * row
         assert process["kernels"]["BucketedAttention"] == "function" or "functions" not in cell["subject"]
     assert raw["about"]["machine"]["flags"]
     assert raw["about"]["command"].startswith("cpmbee bench demo-int4 --prompt 32,64")
