@@ -46,11 +46,11 @@ def redrawn(checkpoint: Path, out: Path, seed: int) -> Path:
     model = load_model(checkpoint)
     draw = _Draw(model.config, seed)
     with torch.no_grad():
-        for layer in model.encoder.layers:
-            if layer.self_att is not None:
-                draw.attention(layer.self_att)
-            if layer.ffn is not None:
-                draw.feed_forward(layer.ffn)
+        for module in model.modules():
+            if isinstance(module, AttentionBlock):
+                draw.attention(module)
+            elif isinstance(module, FeedForwardBlock):
+                draw.feed_forward(module)
         table = model.position_bias.relative_attention_bias
         table.copy_(table[:, draw.heads].clone())
         _change(model.input_embedding.weight, None, draw.state)

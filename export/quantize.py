@@ -38,6 +38,12 @@ CORRECTED_PANEL_BYTES = 32 << 20  # where corrections are products with all inpu
 # Candidates for the number that a block's extreme becomes (`plain_quantize.quantize`). The first is round-to-nearest;
 # the others were picked greedily for normal and heavy-tailed weights in blocks of 32, 64 and 128. At 4 bits a little
 # clipping pays, and so does giving the extreme the odd number out, -8; more candidates gain less than 1 %.
+#
+# The search weighs all weights alike. On draws of the demo model (`cpmbee.bench.draws`) nothing that a checkpoint says
+# about a matrix's inputs lowers its divergence beyond noise: not the weights of the norm before it, nor more weight for
+# large weights, nor even the true mean squares of the inputs. The nearest numbers to a block are on average shorter
+# than the block, by 1 % at 4 bits; scales that make up for it spare the sure tokens some 5 % and cost the doubtful ones
+# as much.
 LEVELS = {4: (7.0, -8.5, -8.0, -9.25), 8: (127.0, -128.0)}
 
 Array = NDArray[Any]
