@@ -22,6 +22,8 @@ const AttentionKernels& kernels_of(Isa isa, CacheType type) {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (isa == Isa::avx512) return kAvx512Attention[index];
   if (isa == Isa::avx2) return kAvx2Attention[index];
+#elif defined(__aarch64__) && defined(__GNUC__)
+  if (isa == Isa::neon) return kNeonAttention[index];
 #endif
   (void)isa;
   return kScalarAttention[index];

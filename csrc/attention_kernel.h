@@ -121,6 +121,8 @@ extern const AttentionKernels kScalarAttention[kCacheTypes];  // the reference: 
 #if defined(__x86_64__) && defined(__GNUC__)
 extern const AttentionKernels kAvx2Attention[kCacheTypes];
 extern const AttentionKernels kAvx512Attention[kCacheTypes];
+#elif defined(__aarch64__) && defined(__GNUC__)
+extern const AttentionKernels kNeonAttention[kCacheTypes];
 #endif
 
 // What an int8 number stands for, given the largest magnitude that must be represented; never zero.

@@ -6,12 +6,15 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace cpmbee {
 namespace {
 
-constexpr Isa kAll[] = {Isa::scalar, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::scalar, Isa::neon, Isa::avx2, Isa::avx512};
 
 bool parse(std::string_view name, Isa& isa) {
   for (Isa candidate : kAll) {
@@ -23,11 +26,17 @@ bool parse(std::string_view name, Isa& isa) {
   return false;
 }
 
+// The best that this machine has and that is not above `cap`.
+Isa best_within(Isa cap) {
+  const std::vector<Isa> available = available_isas();
+  return *std::find_if(available.rbegin(), available.rend(), [&](Isa isa) { return isa <= cap; });
+}
+
 Isa isa_from_environment() {
   Isa cap = Isa::avx512;
   const char* name = std::getenv("CPMBEE_ISA");
   if (name != nullptr) parse(name, cap);  // the Python side refuses unknown names before it loads this library
-  return std::min(cap, best_isa());
+  return best_within(cap);
 }
 
 std::atomic<Isa>& active() {
@@ -43,23 +52,30 @@ const char* isa_name(Isa isa) {
       return "avx512";
     case Isa::avx2:
       return "avx2";
+    case Isa::neon:
+      return "neon";
     case Isa::scalar:
       break;
   }
   return "scalar";
 }
 
-Isa best_isa() {
+std::vector<Isa> available_isas() {
+  std::vector<Isa> available{Isa::scalar};
 #if defined(__x86_64__) && defined(__GNUC__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq")) {
-    return Isa::avx512;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Isa::avx2;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  if (avx2) available.push_back(Isa::avx2);
+  if (avx512) available.push_back(Isa::avx512);
+#elif defined(__aarch64__) && defined(__GNUC__)
+  available.push_back(Isa::neon);  // part of the architecture
 #endif
-  return Isa::scalar;
+  return available;
 }
+
+Isa best_isa() { return available_isas().back(); }
 
 bool has_avx512_vnni() {
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -78,12 +94,22 @@ bool has_avx_vnni() {
 #endif
 }
 
+bool has_neon_dotprod() {
+#if defined(__ARM_FEATURE_DOTPROD)  // all code may use them, as on every Apple machine
+  return true;
+#elif defined(__aarch64__) && defined(__linux__)
+  return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+  return false;
+#endif
+}
+
 Isa active_isa() { return active().load(std::memory_order_relaxed); }
 
 bool cap_isa(std::string_view name) {
   Isa cap;
   if (!parse(name, cap)) return false;
-  active().store(std::min(cap, best_isa()), std::memory_order_relaxed);
+  active().store(best_within(cap), std::memory_order_relaxed);
   return true;
 }
 

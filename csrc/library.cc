@@ -68,7 +68,7 @@ ORT_EXPORT const char* cpmbee_op_name(int index) {
   return *op == nullptr ? nullptr : (*op)->name();
 }
 
-// The instruction set that op number `index` runs with now: "avx512", "avx2" or "scalar".
+// The instruction set that op number `index` runs with now: "avx512", "avx2", "neon" or "scalar".
 ORT_EXPORT const char* cpmbee_op_kernel(int index) { return cpmbee::all_ops()[index]->kernel_name(); }
 
 // How often op number `index` has run in this process.

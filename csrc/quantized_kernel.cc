@@ -81,6 +81,11 @@ std::vector<const QuantizedKernels*> available_quantized_kernels() {
   if (best_isa() >= Isa::avx2) available.push_back(&kAvx2Quantized);
   if (has_avx_vnni()) available.push_back(&kAvxVnniQuantized);
   if (has_avx512_vnni()) available.push_back(&kAvx512VnniQuantized);
+#elif defined(__aarch64__) && defined(__GNUC__)
+  available.push_back(&kNeonQuantized);
+#ifdef CPMBEE_NEON_DOTPROD
+  if (has_neon_dotprod()) available.push_back(&kNeonDotprodQuantized);
+#endif
 #endif
   return available;
 }

@@ -82,7 +82,7 @@ class QuantizedRows {
 
 // The inner loops for one instruction set.
 struct QuantizedKernels {
-  const char* name;          // "scalar", "avx2", "avx2-vnni" or "avx512-vnni"
+  const char* name;          // "scalar", "avx2", "avx2-vnni", "avx512-vnni", "neon" or "neon-dotprod"
   Isa isa;                   // what a cap must allow
   int64_t panel_rows;         // rows of a panel, when there are many
   int64_t direct_panel_rows;  // rows of a panel that meets the weights directly
@@ -100,6 +100,12 @@ extern const QuantizedKernels kScalarQuantized;  // the reference: what the othe
 extern const QuantizedKernels kAvx2Quantized;
 extern const QuantizedKernels kAvxVnniQuantized;
 extern const QuantizedKernels kAvx512VnniQuantized;
+#elif defined(__aarch64__) && defined(__GNUC__)
+extern const QuantizedKernels kNeonQuantized;
+#if defined(__ARM_FEATURE_DOTPROD) || !defined(__clang__) || __clang_major__ >= 16
+#define CPMBEE_NEON_DOTPROD  // the compiler can use dot products in single functions, or may in all
+extern const QuantizedKernels kNeonDotprodQuantized;
+#endif
 #endif
 
 // Every set of kernels that this machine can run, the reference first and the fastest last.

@@ -32,6 +32,8 @@ const RowKernels& row_kernels(Isa isa) {
 #if defined(__x86_64__) && defined(__GNUC__)
   if (isa == Isa::avx512) return kAvx512Rows;
   if (isa == Isa::avx2) return kAvx2Rows;
+#elif defined(__aarch64__) && defined(__GNUC__)
+  if (isa == Isa::neon) return kNeonRows;
 #endif
   (void)isa;
   return kScalarRows;

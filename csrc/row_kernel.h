@@ -34,6 +34,8 @@ extern const RowKernels kScalarRows;  // the reference: what the others are comp
 #if defined(__x86_64__) && defined(__GNUC__)
 extern const RowKernels kAvx2Rows;
 extern const RowKernels kAvx512Rows;
+#elif defined(__aarch64__) && defined(__GNUC__)
+extern const RowKernels kNeonRows;
 #endif
 
 const RowKernels& row_kernels(Isa isa);

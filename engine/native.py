@@ -30,7 +30,8 @@ OPS = (
     "RMSNorm",
     "SubscriptRotation",
 )
-ISA_NAMES = ("scalar", "avx2", "avx512")
+# A cap goes by this order; a machine has those of its own architecture.
+ISA_NAMES = ("scalar", "neon", "avx2", "avx512")
 
 
 def library_path() -> Path | None:
@@ -57,9 +58,9 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
 
 
 def kernels() -> dict[str, str]:
-    """What each op runs with: ``avx512``, ``avx2`` or ``scalar`` natively, else ``function``.
+    """What each op runs with: ``avx512``, ``avx2``, ``neon`` or ``scalar`` natively, else ``function``.
 
-    ``-vnni`` after it says that bytes are multiplied and added in one instruction.
+    ``-vnni`` or ``-dotprod`` after it says that bytes are multiplied and added in one instruction.
     """
     library = _library()
     if library is None:

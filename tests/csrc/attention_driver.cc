@@ -137,9 +137,9 @@ int main(int argc, char** argv) {
     const Case test(random);
     const AttentionProblem& p = test.problem;
     const Result expected = test.run(Isa::scalar, Serial());
-    for (int isa = 0; isa <= static_cast<int>(cpmbee::best_isa()); ++isa) {
-      const Result serial = test.run(static_cast<Isa>(isa), Serial());
-      const Result threaded = test.run(static_cast<Isa>(isa), TwoThreads());
+    for (const Isa isa : cpmbee::available_isas()) {
+      const Result serial = test.run(isa, Serial());
+      const Result threaded = test.run(isa, TwoThreads());
       const float difference = largest_difference(serial.context, expected.context);
       const bool rounded = serial.same_caches(expected) && threaded.same_caches(expected);
       const bool agree = serial.context == threaded.context;
@@ -147,7 +147,7 @@ int main(int argc, char** argv) {
       std::fprintf(stderr,
                    "problem %d, %s: off by %g, threads %s, caches %s (type %d batch %d queries %d keys %d heads %d dim "
                    "%d)\n",
-                   i, isa_name(static_cast<Isa>(isa)), difference, agree ? "agree" : "differ",
+                   i, isa_name(isa), difference, agree ? "agree" : "differ",
                    rounded ? "agree" : "differ", static_cast<int>(p.cache_type), static_cast<int>(p.batch), static_cast<int>(p.queries), static_cast<int>(p.keys),
                    static_cast<int>(p.heads), static_cast<int>(p.dim_head));
       return 1;

@@ -38,7 +38,8 @@ def kernels_with(**environment: str) -> dict[str, str]:
 def test_environment_caps_the_instruction_set() -> None:
     best = kernels_with(CPMBEE_ISA="avx512")["BucketedAttention"]
     assert kernels_with(CPMBEE_ISA="scalar")["BucketedAttention"] == "scalar"
-    assert kernels_with(CPMBEE_ISA="avx2")["BucketedAttention"] == ("scalar" if best == "scalar" else "avx2")
+    assert kernels_with(CPMBEE_ISA="avx2")["BucketedAttention"] == ("avx2" if best == "avx512" else best)
+    assert kernels_with(CPMBEE_ISA="neon")["BucketedAttention"] == ("neon" if best == "neon" else "scalar")
 
 
 def test_environment_turns_the_library_off() -> None:
@@ -48,7 +49,7 @@ def test_environment_turns_the_library_off() -> None:
 @requires_native
 def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CPMBEE_ISA", "sse9")
-    with pytest.raises(ConfigError, match=r"CPMBEE_ISA must be one of scalar, avx2, avx512, not 'sse9'"):
+    with pytest.raises(ConfigError, match=r"CPMBEE_ISA must be one of scalar, neon, avx2, avx512, not 'sse9'"):
         native.register(ort.SessionOptions())
     with pytest.raises(ConfigError, match="not 'mmx'"):
         native.cap_isa("mmx")

@@ -19,7 +19,7 @@ REQUEST = {"input": "今天天气真好", "<ans>": ""}
 @pytest.mark.skipif(native.library_path() is None, reason="the op library is not built")
 def test_the_native_kernel_is_what_runs(small_folder: Path) -> None:
     engine = cpmbee.Engine.from_pretrained(small_folder)
-    assert engine.native_ops["BucketedAttention"] in ("scalar", "avx2", "avx512")
+    assert engine.native_ops["BucketedAttention"] in ("scalar", "neon", "avx2", "avx512")
     before = native.call_counts()["BucketedAttention"]
     result = engine.generate(REQUEST, max_new_tokens=5)
     layers = len(engine.config.attention_layers)
