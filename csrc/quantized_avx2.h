@@ -8,6 +8,7 @@
 
 #include "quantized_block.h"
 #include "quantized_kernel.h"
+#include "weight_stream.h"
 
 namespace cpmbee {
 namespace {
@@ -15,7 +16,6 @@ namespace {
 constexpr int64_t kFloats = 8;     // of a vector
 constexpr int64_t kChunk = 32;     // inputs whose products are added in one go: every block has a multiple
 constexpr int kPanelRows = 4;      // 4 rows x 8 outputs of sums, their inputs and temporaries: 16 registers
-constexpr int64_t kAhead = 8192;   // bytes that weights are fetched ahead
 
 KERNEL_TARGET int32_t sum_lanes(__m256i x) {
   __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
@@ -106,11 +106,7 @@ KERNEL_TARGET void multiply_panel(const QuantizedMatrix& m, const ActivationPane
       for (int r = 0; r < Rows; ++r) sums[r] = _mm256_set1_epi32(first_sum<Bits>(panel.starts[b * Rows + r]));
       for (int64_t i = 0; i < m.block; i += kChunk) {
         const uint8_t* chunk = weight + i / kChunk * kVectors * kVector;
-        if (half == 0) {
-          for (int64_t v = 0; v < kVectors; ++v) {
-            _mm_prefetch(reinterpret_cast<const char*>(chunk + v * kVector + kAhead), _MM_HINT_T0);
-          }
-        }
+        if (half == 0) stream_ahead<kVectors * kVector>(chunk);
         add_products<Bits, Rows>(chunk + half * kVector / 2, values + i * Rows, sums);
       }
       const __m256 weight_scale =

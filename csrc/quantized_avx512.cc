@@ -5,13 +5,14 @@
 #include <algorithm>
 
 #include "quantized_avx512_activations.h"
+#include "weight_stream.h"
 
 namespace cpmbee {
 namespace {
 
 constexpr int64_t kPanelInputs = 5120;    // of expanded weights: 2 groups leave room in the second-level cache
 constexpr int64_t kTileGroups = 2;
-constexpr int64_t kAhead = 8192;          // bytes fetched ahead: more than arrive while one line is on its way
+constexpr int64_t kExpandAhead = 8192;    // bytes fetched ahead of expansion
 static_assert(kPanelInputs % kMaxBlock == 0, "panels must be whole blocks");
 constexpr int kPanelRows = 6;             // 6 rows x 2 groups of sums, in int32 and in float: 24 of 32 registers
 constexpr int kDirectRows = 8;            // of a panel: 8 rows x 1 group of both: 16 registers
@@ -56,14 +57,12 @@ VNNI_INLINE void step(const uint8_t* weight, const int8_t* values, int chain, __
 // All rows of the one panel times one group of outputs, straight from the weights. Enough independent sums to hide the
 // instructions' latency: 4 chains for one row, 2 for up to three.
 template <int Bits, int Rows>
-VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group, int64_t group_end,
-                        float* result) {
+VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, int64_t group, float* result) {
   constexpr int kChains = Rows == 1 ? 4 : Rows <= 3 ? 2 : 1;
   constexpr int kInputs = 32 / Bits;  // of a vector
   const int64_t blocks = m.blocks();
   const int64_t vectors = m.block / kInputs;
   const uint8_t* weight = m.group_weight(group);
-  const uint8_t* const last_ahead = m.group_weight(group_end) - 4 * kVector;  // what follows is another thread's
   const uint16_t* scales = m.group_scales(group);
   const int8_t* values = panel.values;
   __m512 totals[Rows];
@@ -78,10 +77,9 @@ VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, 
       for (int c = 1; c < kChains; ++c) sums[c][r] = _mm512_setzero_si512();
     }
     for (int64_t v = 0; v < vectors; v += 4) {
-      const uint8_t* const ahead = std::min(weight + kAhead, last_ahead);
+      stream_ahead<4 * kVector>(weight);
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
-        _mm_prefetch(reinterpret_cast<const char*>(ahead + u * kVector), _MM_HINT_T0);
         step<Bits, Rows, kChains>(weight, values, u, sums);
         weight += kVector;
         values += Rows * kInputs;
@@ -177,15 +175,14 @@ VNNI_TARGET void tile(const QuantizedMatrix& m, const ActivationPanel& panel, co
 VNNI_TARGET void expand(const uint8_t* weight, int64_t bytes, uint8_t* expanded) {
   const __m512i mask = _mm512_set1_epi8(15);
   for (int64_t i = 0; i < bytes; i += kVector) {
-    _mm_prefetch(reinterpret_cast<const char*>(weight + i) + kAhead, _MM_HINT_T0);
+    _mm_prefetch(reinterpret_cast<const char*>(weight + i) + kExpandAhead, _MM_HINT_T0);
     const __m512i pairs = _mm512_loadu_si512(weight + i);
     _mm512_store_si512(expanded + 2 * i, _mm512_and_si512(pairs, mask));
     _mm512_store_si512(expanded + 2 * i + kVector, _mm512_and_si512(_mm512_srli_epi16(pairs, 4), mask));
   }
 }
 
-using Direct = void (*)(const QuantizedMatrix&, const ActivationPanel&, int64_t group, int64_t group_end,
-                        float* result);
+using Direct = void (*)(const QuantizedMatrix&, const ActivationPanel&, int64_t group, float* result);
 using Tile = void (*)(const QuantizedMatrix&, const ActivationPanel&, const uint8_t* const* weights, int64_t group,
                       int64_t begin, int64_t end, __mmask16 lanes, float* result);
 
@@ -203,7 +200,7 @@ void multiply_directly(const QuantizedMatrix& m, const QuantizedRows& rows, int6
     for (int64_t p = 0; p < rows.panels(); ++p) {
       const ActivationPanel panel = rows.panel(p);
       const Direct kernel = (m.bits == 4 ? kDirect<4> : kDirect<8>)[panel.rows - 1];
-      kernel(m, panel, group, group_end, result + rows.first_row(p) * m.out_features);
+      kernel(m, panel, group, result + rows.first_row(p) * m.out_features);
     }
   }
 }
