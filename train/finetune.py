@@ -145,6 +145,7 @@ def finetune(
         output=out,
         evaluate=None if evaluation is None else TaskMetrics(evaluation, tokenizer, _metrics(metric, evaluation)),
         on_step=None if on_step is None else lambda metrics: on_step(metrics, trainer_config.steps),
+        fixed=_fixed(config.lora, adapted),
     )
     result = trainer.train(source, resume)
     if result.best_step is not None and result.best_step != result.steps:
@@ -171,6 +172,11 @@ def _adapt(model: CpmBee, config: FinetuneConfig, delta: LoraDelta | None) -> li
             f"{delta.path}: training goes on with its rank, alpha and layers (LoraConfig.of); give no others"
         )
     return load_adapters(model, delta, config.lora.dropout)
+
+
+def _fixed(lora: LoraConfig | None, adapted: list[str]) -> dict[str, Any]:
+    """What the adapters' numbers mean, and for which layers: resumed with another alpha they were another model."""
+    return {} if lora is None else {"rank": lora.rank, "alpha": lora.alpha, "adapters": sorted(adapted)}
 
 
 def _metric(config: FinetuneConfig, evaluation: list[TaskRecord] | None) -> str:

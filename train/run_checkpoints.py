@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,18 @@ _OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_d
 
 
 class RunCheckpoints:
-    """The checkpoints of one run, in a folder of their own."""
+    """The checkpoints of one run, in a folder of their own.
 
-    def __init__(self, folder: Path, processes: Processes) -> None:
+    Args:
+        folder: of the checkpoints.
+        processes: of the run.
+        fixed: JSON data that gives the tensors their meaning; a checkpoint with other data is not read.
+    """
+
+    def __init__(self, folder: Path, processes: Processes, fixed: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.processes = processes
+        self.fixed = dict(fixed or {})
 
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, ascending."""
@@ -98,7 +106,8 @@ class RunCheckpoints:
         if self.processes.first:
             head = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "step": step}
             files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
-            text = json.dumps({**head, **state, "files": files}, indent=1, ensure_ascii=False, allow_nan=False)
+            document = {**head, "fixed": self.fixed, **state, "files": files}
+            text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
             (partial / "state.json").write_text(text + "\n", encoding="utf-8")
             sync_folder(partial)
             partial.rename(target)
@@ -122,7 +131,8 @@ class RunCheckpoints:
         """The JSON part of a checkpoint.
 
         Raises:
-            CheckpointError: it is not there, incomplete or of another format.
+            CheckpointError: it is not there, incomplete, of another format, or of a run whose tensors mean something
+                else.
         """
         folder = self.path(step)
         if not folder.is_dir():
@@ -130,6 +140,11 @@ class RunCheckpoints:
         state = read_json_object(folder / "state.json", "the state of a training run", CheckpointError)
         if state.get("format") != FORMAT or state.get("schema_version") != SCHEMA_VERSION or state.get("step") != step:
             raise CheckpointError(f"{folder / 'state.json'}: not the state of step {step} in format {FORMAT} 1")
+        then = state.get("fixed")
+        for name, now in self.fixed.items():
+            was = then.get(name) if isinstance(then, dict) else None
+            if was != now:
+                raise CheckpointError(f"{folder}: the run began with {name} {was!r:.80}, this one has {now!r:.80}")
         files = state.get("files")
         if not isinstance(files, dict) or not files:
             raise CheckpointError(f"{folder / 'state.json'}: lists no files")

@@ -54,6 +54,8 @@ class Trainer:
         evaluate: called on every process every ``evaluate_every`` steps, with the model in evaluation mode and
             gradients off; gives named values, among them ``config.monitor``.
         on_step: called on the first process after every step.
+        fixed: JSON data without which the parameters mean something else, such as the scale of adapters; a run can only
+            be resumed with the same.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Trainer:
         output: Path | None = None,
         evaluate: Evaluate | None = None,
         on_step: Callable[[StepMetrics], None] | None = None,
+        fixed: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.config = config
@@ -82,7 +85,7 @@ class Trainer:
             max_grad_norm=config.max_grad_norm,
             precision=config.precision,
         )
-        self.checkpoints = None if output is None else RunCheckpoints(output / "checkpoints", self.processes)
+        self.checkpoints = None if output is None else RunCheckpoints(output / "checkpoints", self.processes, fixed)
         self._progress = _Progress()
         self._log: MetricsLog | None = None
         self._rate_factor = 1.0

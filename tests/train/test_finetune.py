@@ -210,6 +210,27 @@ def test_the_command_killed_and_resumed_equals_one_that_was_not(
     assert all(np.array_equal(deltas[0][name].b, deltas[1][name].b) for name in deltas[0])
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (LoraConfig(2, 8.0, ("project_q", "w_1")), r"the run began with alpha 4\.0, this one has 8\.0"),
+        (LoraConfig(1, 4.0, ("project_q", "w_1")), "the run began with rank 2, this one has 1"),
+        (LoraConfig(2, 4.0, ("project_q",)), "the run began with adapters .*, this one has .*"),
+    ],
+    ids=["alpha", "rank", "fewer layers"],
+)
+def test_adapters_are_resumed_as_what_they_are(
+    base: Path, data: Path, tmp_path: Path, other: LoraConfig, message: str
+) -> None:
+    """Their numbers would fit, or some of them, and be another model."""
+    finetune(base, data, tmp_path / "run", settings(2, LoraConfig(2, 4.0, ("project_q", "w_1"))))
+    written = read_lora(tmp_path / "run" / "delta")
+    with pytest.raises(CheckpointError, match=message):
+        finetune(base, data, tmp_path / "run", settings(2, other), resume=True)
+    kept = read_lora(tmp_path / "run" / "delta")
+    assert {name: f.scale for name, f in kept.factors.items()} == {n: f.scale for n, f in written.factors.items()}
+
+
 def test_lora_writes_both_dialects(base: Path, data: Path, tmp_path: Path) -> None:
     report = finetune(base, data, tmp_path / "out", settings(6, LoraConfig(2, 4.0)))
     assert report["lora"] == {
