@@ -4,6 +4,7 @@ namespace cpmbee {
 namespace {
 
 constexpr int64_t kBlock = 1 << 16;  // elements that one thread checks at a time
+constexpr int64_t kMostHeads = 1 << 24;  // an empty table may name any number: what is computed from it must fit 64 bits
 
 // Is every element in [low, high]? gcc vectorizes this, but not with std::min and std::max, which return references.
 template <class T>
@@ -46,6 +47,15 @@ void require_values(const char* op, const char* input, const Tensor& tensor, int
   report(op, input, tensor.dims, bad - values, *bad, low, high);
 }
 
+BiasTable rearranged(const char* op, const Tensor& table, float unit) {
+  require_shape(op, "table", table, {-1, -1}, "[N,H]");
+  if (table.dims[1] > kMostHeads) {
+    throw InvalidInput(std::string(op) + ": table " + table.shape() + " has more than " + std::to_string(kMostHeads) +
+                       " heads");
+  }
+  return BiasTable(table.as<float>(), table.dims[0], table.dims[1], unit);
+}
+
 }  // namespace
 
 void require_shape(const char* op, const char* input, const Tensor& tensor, const std::vector<int64_t>& sizes,
@@ -67,16 +77,12 @@ void require_in_range(const char* op, const char* input, const Tensor& tensor, i
 TableInput::TableInput(const char* op, const NodeInfo& info, size_t index, float unit)
     : op_(op), index_(index), unit_(unit) {
   const std::unique_ptr<Tensor> table = info.constant_input(index);
-  if (table == nullptr) return;
-  require_shape(op_, "table", *table, {-1, -1}, "[N,H]");
-  constant_.emplace(table->as<float>(), table->dims[0], table->dims[1], unit);
+  if (table != nullptr) constant_.emplace(rearranged(op_, *table, unit));
 }
 
 const BiasTable& TableInput::get(const Context& context, BiasTable& storage) const {
   if (constant_) return *constant_;
-  const Tensor table = context.input(index_);
-  require_shape(op_, "table", table, {-1, -1}, "[N,H]");
-  storage = BiasTable(table.as<float>(), table.dims[0], table.dims[1], unit_);
+  storage = rearranged(op_, context.input(index_), unit_);
   return storage;
 }
 

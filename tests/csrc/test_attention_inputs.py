@@ -102,3 +102,11 @@ def test_an_empty_table_admits_only_masked_keys() -> None:
     assert np.isneginf(session.run(None, inputs)[0]).all()
     relation[0, 1, 2] = 0
     assert "relation[0,1,2] is 0, must be in -1..-1" in refusal(position_bias_model(heads=2), inputs)
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_an_empty_table_with_more_heads_than_can_be_counted(constant: bool) -> None:
+    table = np.zeros((0, (2**64 + 32) // 33), np.float32)  # 33 floats for each head: 2^64, which 64 bits do not hold
+    model = position_bias_model(table.shape[1], table if constant else None)
+    inputs = {"relation": np.zeros((1, 0, 1), np.int16)} | ({} if constant else {"table": table})
+    assert "heads" in refusal(model, inputs)
