@@ -76,6 +76,8 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
+        if key >> 32:  # protobuf drops those bits, and would see another field
+            raise ValueError("field number too long")
         number, kind = key >> 3, key & 7
         if kind == _BYTES:
             size, at = _varint(data, at)

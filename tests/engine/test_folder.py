@@ -90,6 +90,12 @@ def test_large_files_are_hashed_on_request(folder: Path, monkeypatch: pytest.Mon
         open_folder(folder, verify_hashes=True)
 
 
+def test_a_manifest_that_is_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpmbee.json_file.MAX_FILE_BYTES", (folder / "engine.json").stat().st_size - 1)
+    with pytest.raises(cpmbee.ModelFolderError, match=r"engine\.json: larger than"):
+        open_folder(folder)
+
+
 @pytest.mark.parametrize("name", ["../evil", "/etc/passwd", "a/b", "..", "", "c:evil", "a\\b", "a\0b"])
 def test_a_manifest_that_leaves_the_folder(folder: Path, name: str) -> None:
     edit_manifest(folder, lambda manifest: manifest["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
@@ -127,6 +133,20 @@ def test_a_graph_that_reads_elsewhere(folder: Path, place: str, location: str) -
     onnx.save(model, folder / "model.onnx")
     relist(folder, "model.onnx")
     with pytest.raises(cpmbee.ModelFolderError, match=r"not inside the folder|not listed"):
+        open_folder(folder)
+
+
+def test_a_field_number_that_protobuf_would_cut(folder: Path) -> None:
+    tensor = TensorProto(name="evil", data_type=TensorProto.FLOAT, dims=[1], data_location=TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="../outside")
+    plain = bytes([13 << 3 | 2])
+    longer = bytes([plain[0] | 0x80, 0x80, 0x80, 0x80, 0x10])  # 2^32 more: the same field to protobuf in C++
+    serialized = tensor.SerializeToString().replace(plain, longer)
+    graph = bytes([5 << 3 | 2, len(serialized)]) + serialized
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(bytes([7 << 3 | 2, len(graph)]) + graph)
+    relist(folder, "model.onnx")
+    with pytest.raises(cpmbee.ModelFolderError, match="field number too long"):
         open_folder(folder)
 
 
