@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from cpmbee import staging
 from cpmbee.errors import ExportError
 from cpmbee.folder import FORMAT, MANIFEST
+from cpmbee.json_file import read_json_object
 
 REPORT = "export_report.json"
 
@@ -65,9 +65,8 @@ def _require_replaceable(target: Path, overwrite: bool) -> None:
 def _own_files(folder: Path) -> set[str] | None:
     """Names of what an export wrote to ``folder``, or None where none did."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            return None
-        return {MANIFEST, REPORT, *manifest["files"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_json_object(folder / MANIFEST, "the manifest of an exported model", ExportError)
+    except ExportError:
         return None
+    files = manifest.get("files")
+    return {MANIFEST, REPORT, *files} if manifest.get("format") == FORMAT and isinstance(files, dict) else None

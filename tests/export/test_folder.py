@@ -94,6 +94,13 @@ def test_foreign_folder_is_never_overwritten(tmp_path: Path) -> None:
     assert entries(home) == ["thesis.tex"]
 
 
+def test_folder_whose_manifest_cannot_be_read_is_never_overwritten(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "old")
+    (tmp_path / "model" / "engine.json").write_text("[" * 100_000)
+    with pytest.raises(ExportError, match="not a folder that an export wrote"):
+        write_model(tmp_path / "model", "new", overwrite=True)
+
+
 def test_foreign_file_in_a_model_folder_is_not_lost(tmp_path: Path) -> None:
     write_model(tmp_path / "model", "old")
     (tmp_path / "model" / "notes.txt").write_text("mine")
