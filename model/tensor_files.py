@@ -163,6 +163,8 @@ class TorchFile:
                 raise _unsupported_dtype(path, name, f"{value.layout}/{value.dtype}")
             if value.is_meta:
                 raise CheckpointError(f"{path}: {name} was saved without its data (on the meta device)")
+            if value.untyped_storage().nbytes() < value.nbytes:  # one number, repeated: reading it would spread it out
+                raise CheckpointError(f"{path}: {name} holds fewer numbers than its shape {tuple(value.shape)} has")
         self._tensors: dict[str, torch.Tensor] = state
 
     def names(self) -> list[str]:

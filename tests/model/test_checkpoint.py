@@ -214,6 +214,7 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"model": {"a": torch.zeros(1)}}, "'model' is a dict"),
         ({3: torch.zeros(1)}, "3 is a"),
         ({"a": torch.zeros(1, device="meta")}, "a was saved without its data"),
+        ({"a": torch.zeros(1).expand(1 << 40)}, "a holds fewer numbers than its shape"),
     ],
 )
 def test_torch_files_of_other_content(tmp_path: Path, content: Any, message: str) -> None:
