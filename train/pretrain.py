@@ -129,6 +129,7 @@ def _say_what_was_read(data: MixtureSource) -> None:
         "data: %d samples, %.1f %% padding, made at %.0f tokens/s, waited %.1f s for it",
         made.samples, 100 * made.padding_share, made.tokens_per_second, made.waited_seconds,
     )  # fmt: skip
-    if made.over_long:
-        left_out = ", ".join(f"{count} of {task}" for task, count in made.over_long.items())
-        logger.warning("left out as longer than a row: %s", left_out)
+    for reason, counts in (("longer than a row", made.over_long), ("too short to make a request of", made.too_short)):
+        if counts:
+            left_out = ", ".join(f"{count} of {task}" for task, count in counts.items())
+            logger.warning("left out as %s: %s", reason, left_out)

@@ -37,6 +37,7 @@ class SourceStatistics:
         tokens_per_second: that it makes per second of work, padding aside.
         waited_seconds: that the reader spent waiting for batches.
         over_long: samples left out because no row holds them, by task.
+        too_short: samples left out because their record's text is too short for its transform, by task.
         shortened: samples that lost in-context examples because of their length, by task.
     """
 
@@ -46,6 +47,7 @@ class SourceStatistics:
     tokens_per_second: float
     waited_seconds: float
     over_long: Mapping[str, int]
+    too_short: Mapping[str, int]
     shortened: Mapping[str, int]
 
 
@@ -110,6 +112,7 @@ class MixtureSource:
             tokens_per_second=made.tokens_per_second,
             waited_seconds=self._waited,
             over_long=dict(made.over_long),
+            too_short=dict(made.too_short),
             shortened=dict(made.shortened),
         )
 

@@ -16,6 +16,7 @@ class StreamStatistics:
         tokens: in them, padding aside.
         positions: in them, padding included.
         over_long: samples left out because no row holds them, by task.
+        too_short: samples left out because their record's text is too short for its transform, by task.
         shortened: samples that kept fewer in-context examples than were drawn, by task, because of their length.
         seconds: time spent making batches.
     """
@@ -25,6 +26,7 @@ class StreamStatistics:
     tokens: int = 0
     positions: int = 0
     over_long: Counter[str] = field(default_factory=Counter)
+    too_short: Counter[str] = field(default_factory=Counter)
     shortened: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 

@@ -12,7 +12,7 @@ import logging
 import time
 import zlib
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -25,13 +25,14 @@ from cpmbee.train.data.packing import fill_row
 from cpmbee.train.data.permutation import mix, shuffled, uniform
 from cpmbee.train.data.records import Record
 from cpmbee.train.data.statistics import StreamStatistics
-from cpmbee.train.data.transform import Apply
+from cpmbee.train.data.transform import Apply, TooShortError
 
 logger = logging.getLogger("cpmbee.train.data")
 
 BUFFERED_ROWS = 4  # rows' worth of tokens to choose from when a row is filled
 BUFFERED_SAMPLES = 48  # and at least so many samples
-MAX_REJECTED = 1000  # over-long samples in a row before the mixture is given up
+MAX_REJECTED = 1000  # samples in a row that are left out before the mixture is given up
+LeftOut = Literal["over_long", "too_short"]  # why; counted under these names
 _CHOOSE_DATASET, _CHOOSE_EXAMPLES = 1, 2
 
 
@@ -97,7 +98,7 @@ class MixtureStream:
 
         Raises:
             DataError: a record, a transform or a sample is at fault (names mixture, data set and record), or all
-                samples are too long.
+                samples are too long or too short.
         """
         started = time.perf_counter()
         rows = [self._next_row() for _ in range(self._config.batch_rows)]
@@ -167,7 +168,7 @@ class MixtureStream:
             if entry is None or max(draw.records) >= len(entry.records):
                 continue  # the data set has left the mixture, or shrunk
             sample = self._make(draw, entry)
-            if sample is not None:
+            if isinstance(sample, TrainingSample):
                 self._waiting.append((draw, sample))
 
     def _next_row(self) -> list[TrainingSample]:
@@ -177,17 +178,17 @@ class MixtureStream:
         while tokens < BUFFERED_ROWS * row_length or len(waiting) < BUFFERED_SAMPLES:
             draw, entry = self._draw()
             sample = self._make(draw, entry)
-            if sample is not None:
+            if isinstance(sample, TrainingSample):
                 waiting.append((draw, sample))
                 tokens += len(sample)
                 rejected = 0
                 continue
-            self._count_over_long(entry.task)
+            self._count_left_out(sample, entry.task)
             rejected += 1
             if rejected == MAX_REJECTED:
                 raise DataError(
-                    f"{self._mixture.path}: {rejected} samples in a row are longer than a row of {row_length} tokens; "
-                    "the last was of " + entry.records.name
+                    f"{self._mixture.path}: {rejected} samples in a row are {self._reason(sample)}; the last was of "
+                    + entry.records.name
                 )
         places = fill_row([len(sample) for _, sample in waiting], row_length)
         row = [waiting[place][1] for place in places]
@@ -216,12 +217,15 @@ class MixtureStream:
         self._positions[entry.key] = (times, place + 1)
         return shuffled(place, size, mix(self._config.seed, self._orders[entry.key], times))
 
-    def _make(self, draw: Draw, entry: MixtureEntry) -> TrainingSample | None:
-        """The sample of a draw; None where it is too long, even without examples."""
+    def _make(self, draw: Draw, entry: MixtureEntry) -> TrainingSample | LeftOut:
+        """The sample of a draw; or why there is none: it is too long, even without examples, or its text too short."""
         rng = np.random.default_rng((self._config.seed, draw.number))
         plan = entry.transform.plan(rng)
         count = len(draw.records) - 1
-        made = [self._transformed(plan, entry, index, count, rng) for index in draw.records]
+        try:
+            made = [self._transformed(plan, entry, index, count, rng) for index in draw.records]
+        except TooShortError:
+            return "too_short"
         task = self.tasks.index(entry.task)
         while True:
             try:
@@ -234,7 +238,7 @@ class MixtureStream:
             if len(sample) <= self._config.row_length:
                 break
             if len(made) == 1:
-                return None
+                return "over_long"
             made.pop()
         if len(made) <= count:
             self.statistics.shortened[entry.task] += 1
@@ -247,6 +251,8 @@ class MixtureStream:
         try:
             sample = plan(record, count, rng)
             check_sample(sample)
+        except TooShortError:
+            raise
         except CpmBeeError as error:
             raise DataError(f"{self._where(entry)}, record {index}: {error}") from error
         except Exception as error:
@@ -258,11 +264,14 @@ class MixtureStream:
     def _where(self, entry: MixtureEntry) -> str:
         return f"{self._mixture.path}, data set {entry.records.name}"
 
-    def _count_over_long(self, task: str) -> None:
-        counts = self.statistics.over_long
+    def _count_left_out(self, why: LeftOut, task: str) -> None:
+        made = self.statistics
+        counts = made.over_long if why == "over_long" else made.too_short
         counts[task] += 1
         if counts[task] & (counts[task] - 1) == 0:  # 1, 2, 4, ...: often enough to be seen, seldom enough to be read
-            logger.warning(
-                "task %s: %d samples so far are longer than a row of %d tokens and are left out",
-                task, counts[task], self._config.row_length,
-            )  # fmt: skip
+            logger.warning("task %s: %d samples so far are %s and are left out", task, counts[task], self._reason(why))
+
+    def _reason(self, why: LeftOut) -> str:
+        if why == "over_long":
+            return f"longer than a row of {self._config.row_length} tokens"
+        return "too short for their transform"

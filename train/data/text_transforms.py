@@ -9,7 +9,7 @@ import numpy as np
 from cpmbee.errors import DataError
 from cpmbee.train.data.markup import units
 from cpmbee.train.data.records import Record
-from cpmbee.train.data.transform import ANSWER, Apply, text_field
+from cpmbee.train.data.transform import ANSWER, Apply, TooShortError, text_field
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,13 @@ class MaskSpans:
         """The sample of a record.
 
         Raises:
+            TooShortError: the text is empty.
             DataError: there is no text.
         """
         text = text_field(record, self.field)
         parts = units(text)
         if not parts:
-            raise DataError(f"the text in {self.field!r} is empty")
+            raise TooShortError(f"the text in {self.field!r} is empty")
         taken = {part for part in parts if part.startswith("<mask")}
         names = (name for name in map("<mask_{}>".format, range(len(parts) + len(taken) + 1)) if name not in taken)
         answers: dict[str, str] = {}
@@ -107,11 +108,12 @@ class ContinueText:
         """The sample of a record.
 
         Raises:
-            DataError: the text is too short to be cut.
+            TooShortError: the text is too short to be cut.
+            DataError: there is no text.
         """
         parts = units(text_field(record, self.field))
         if len(parts) < 2:
-            raise DataError(f"the text in {self.field!r} has {len(parts)} characters, too few to be cut in two")
+            raise TooShortError(f"the text in {self.field!r} has {len(parts)} characters, too few to be cut in two")
         least = min(max(1, round(len(parts) * self.min_share)), len(parts) // 2)
         cut = int(rng.integers(least, len(parts) - least + 1))
         rest = {key: value for key, value in record.items() if key not in (self.field, ANSWER)}

@@ -13,6 +13,11 @@ from cpmbee.train.data.records import Record
 
 ANSWER = "<ans>"
 
+
+class TooShortError(DataError):
+    """A record whose text is too short for its transform; streams leave such records out and count them."""
+
+
 # (record, number of in-context examples, source of chance) -> the sample
 Apply = Callable[[Record, int, np.random.Generator], Record]
 

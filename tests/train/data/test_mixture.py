@@ -112,6 +112,28 @@ def test_over_long_samples_are_counted_and_said(folder: Path, caplog: pytest.Log
     assert len(caplog.records) < 15
 
 
+def test_texts_too_short_for_their_transform_are_counted_and_said(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line of one character must not end a run that found it after a day."""
+    write_dataset(folder / "short", [{"text": "abcd"}, {"text": "x"}, {"text": "efgh"}])
+    write_dataset(folder / "blank", [{"text": ""}])
+    entry = {"dataset": "short", "transforms": [{"name": "continue_text"}], "incontext_weight": [1, 1]}
+    source = make_source(write_mixture(folder / "mix.json", [entry]))
+    with caplog.at_level(logging.WARNING, "cpmbee"):
+        batches = take(source, 5)
+    assert not any("x" in text for batch in batches for text in texts(batch))
+    source.close()
+    assert source.statistics.too_short["short"] > 5
+    assert "task short: 1 samples so far are too short for their transform and are left out" in caplog.text
+    assert not source.statistics.over_long
+    source = make_source(
+        write_mixture(folder / "mix.json", [{"dataset": "blank", "transforms": [{"name": "mask_spans"}]}])
+    )
+    with pytest.raises(DataError, match=r"1000 samples in a row are too short for their transform; .*blank"):
+        next(source)
+
+
 def test_examples_that_do_not_fit_are_left_out(folder: Path) -> None:
     entry = {"dataset": "first", "incontext_weight": [0, 0, 0, 0, 1]}
     source = make_source(write_mixture(folder / "mix.json", [entry]), row_length=40)
