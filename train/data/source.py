@@ -161,13 +161,16 @@ class MixtureSource:
 
     def _follow_edits(self) -> None:
         opened = {entry.key: entry.records for entry in self._stream.mixture.entries}
-        edited = self._watch.changed(opened) if self._watch else None
+        edited = self._watch.changed(opened, self._try_out) if self._watch else None
         if self._agree is not None:
             shared = self._agree(edited[0] if edited else None)
             if shared is not None and edited is None:
                 edited = (shared, parse_mixture(shared, opened))
         if edited is not None:
             self._use(edited[1])
+
+    def _try_out(self, mixture: Mixture) -> None:
+        self._stream.try_out(mixture, self._state)
 
     def _use(self, mixture: Mixture) -> None:
         """Go on with an edited mixture behind the last batch handed out."""

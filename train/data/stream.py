@@ -152,6 +152,17 @@ class MixtureStream:
         self._use(mixture)
         self._make_again([draw for draw, _ in self._waiting])
 
+    def try_out(self, mixture: Mixture, state: dict[str, Any]) -> None:
+        """Make the samples that wait in a state, and one of each data set, from another mixture; nothing is changed.
+
+        Raises:
+            DataError: a record, a transform or a sample is at fault.
+        """
+        trial = MixtureStream(mixture, self._tokenizer, self._config)
+        trial.load_state_dict(state)
+        for entry in mixture.entries:
+            trial._make(Draw(0, entry.key, (0,)), entry)
+
     def _use(self, mixture: Mixture) -> None:
         self._mixture = mixture
         self._entries = {entry.key: entry for entry in mixture.entries}

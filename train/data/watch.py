@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cpmbee.errors import CpmBeeError
@@ -27,11 +27,14 @@ class MixtureWatch:
         self._files: list[Path] = []
         self._stamp: _Stamp = ()  # never equal: an edit since ``text`` was read counts
 
-    def changed(self, opened: Mapping[str, RecordSet]) -> tuple[MixtureText, Mixture] | None:
+    def changed(
+        self, opened: Mapping[str, RecordSet], try_out: Callable[[Mixture], None]
+    ) -> tuple[MixtureText, Mixture] | None:
         """The mixture as it is now, if it was edited since the last call and can be used; else None.
 
         Args:
             opened: data sets that are open already, by key.
+            try_out: makes some samples of a mixture; raises `cpmbee.errors.CpmBeeError` where that cannot be done.
         """
         path = self.text.path
         stamp = tuple(map(_file_stamp, self._files))
@@ -44,6 +47,7 @@ class MixtureWatch:
             if text == self.text:
                 return None
             mixture = parse_mixture(text, opened)
+            try_out(mixture)
         except CpmBeeError as error:
             self._stamp = tuple(map(_file_stamp, self._files))
             logger.warning("the edited mixture cannot be used, training goes on with the old one: %s", error)

@@ -189,7 +189,15 @@ def test_an_edited_python_file_is_used(mixture: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", ["[", "[]", '[{"dataset": "absent"}]', '[{"dataset": "first", "transforms": "no.py"}]']
+    "broken",
+    [
+        "[",
+        "[]",
+        '[{"dataset": "absent"}]',
+        '[{"dataset": "first", "transforms": "no.py"}]',
+        '[{"dataset": "first", "transforms": [{"input": "$typo", "<ans>": "$input"}]}]',
+        '[{"dataset": "first"}, {"dataset": "text", "task": "new", "transforms": [{"<ans>": "$typo"}]}]',
+    ],
 )
 def test_a_broken_edit_keeps_the_old_mixture_and_says_so_once(
     mixture: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str
