@@ -36,6 +36,8 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.shots is not None and arguments.examples is None:
         parser.error("--shots needs --examples")
+    if arguments.lora_alpha is not None and arguments.lora is None:
+        parser.error("--lora-alpha needs --lora")
     metrics = arguments.metrics or METRICS
     for path in (arguments.output, arguments.predictions):
         if path is not None and not path.parent.is_dir():  # now, not when everything has been computed
@@ -95,6 +97,7 @@ def open_engine(arguments: argparse.Namespace) -> tuple[Engine, str]:
     import torch
 
     from cpmbee.model import load_model, open_checkpoint
+    from cpmbee.train.processes import Processes
     from cpmbee.train.torch_backend import TorchBackend
 
     vocabulary = arguments.vocab or open_checkpoint(model).vocab_file
@@ -102,7 +105,8 @@ def open_engine(arguments: argparse.Namespace) -> tuple[Engine, str]:
         raise ConfigError(f"{model}: no vocabulary beside the checkpoint; name one with --vocab")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    loaded = load_model(model, lora=arguments.lora, lora_alpha=arguments.lora_alpha, device=arguments.device)
+    device = Processes.current().device(arguments.device)
+    loaded = load_model(model, lora=arguments.lora, lora_alpha=arguments.lora_alpha, device=device)
     backend = TorchBackend(loaded, arguments.cache_tokens or 8192)
     return Engine(backend, Tokenizer.from_file(vocabulary)), "torch"
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 
 import torch
 
-from cpmbee.errors import ConfigError
 from cpmbee.model.lora import LoraDelta
-from cpmbee.progress import ProgressBar
 from cpmbee.train.arguments import above_zero, add_task_fields, not_negative, positive, task_fields
 from cpmbee.train.finetune import FinetuneConfig, finetune
 from cpmbee.train.lora import ALL_LINEAR, LoraConfig, read_adapters
-from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
 from cpmbee.train.processes import Processes, process_group
+from cpmbee.train.progress import training_progress
 
 _EPILOG = """\
 A record is a request with its right answer under "<ans>", one JSON object a line. Options of records that are choices
@@ -39,18 +36,8 @@ def main(argv: list[str]) -> int:
         parser.error("--target, --lora-alpha and --lora-dropout need --lora-rank")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    with process_group(), ProgressBar() as progress:
-        first = Processes.current().first
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        log = logging.getLogger("cpmbee.train")
-        log.setLevel(logging.INFO if first else logging.ERROR)
-        log.addHandler(handler)
-
-        def show(metrics: StepMetrics, steps: int) -> None:
-            progress(f"step {metrics.step} of {steps}, loss {metrics.loss:.4f}", metrics.step / steps)
-
-        try:
+    with process_group():
+        with training_progress() as on_step:
             delta = None if arguments.lora is None else read_adapters(arguments.lora, arguments.lora_alpha)
             report = finetune(
                 arguments.checkpoint,
@@ -60,14 +47,11 @@ def main(argv: list[str]) -> int:
                 held_out=arguments.eval,
                 vocab=arguments.vocab,
                 delta=delta,
-                device=_device(arguments.device),
+                device=Processes.current().device(arguments.device),
                 resume=arguments.resume,
-                on_step=show,
+                on_step=on_step,
             )
-        finally:
-            log.removeHandler(handler)
-        progress.clear()
-        if first:
+        if Processes.current().first:
             best = (
                 ""
                 if report["best_step"] is None
@@ -111,13 +95,6 @@ def _config(arguments: argparse.Namespace, delta: LoraDelta | None) -> FinetuneC
         seed=arguments.seed,
         dialect=arguments.dialect,
     )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        return Processes.current().device() if name == "auto" else torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"--device: no device is called {name!r}; there are cpu, cuda, cuda:1, ...") from None
 
 
 def _parser() -> argparse.ArgumentParser:

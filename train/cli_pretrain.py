@@ -30,8 +30,13 @@ def main(argv: list[str]) -> int:
     from cpmbee.train.progress import training_progress
 
     config = PretrainConfig.read(arguments.config, arguments.changes)
-    with process_group(), training_progress(config.training.steps) as on_step:
-        result = pretrain(config, arguments.output, resume=arguments.resume, on_step=on_step)
+    with process_group(), training_progress() as on_step:
+        result = pretrain(
+            config,
+            arguments.output,
+            resume=arguments.resume,
+            on_step=lambda metrics: on_step(metrics, config.training.steps),
+        )
         first = Processes.current().first
     if first:
         best = (

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import nn
 
+from cpmbee.errors import ConfigError
 from cpmbee.model import CpmBee
 
 # Gloo's threads may hold the tensors of an operation for a moment after it is over. Letting go of them takes Python's
@@ -89,11 +90,28 @@ class Processes:
         dist.broadcast_object_list(values)
         return values[0]
 
-    def device(self) -> torch.device:
-        """Where this process computes: a GPU of its own if there are any, else the CPU."""
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", torch.cuda.current_device())
+    def device(self, name: str = "auto") -> torch.device:
+        """Where this process computes.
+
+        Args:
+            name: such as ``cpu`` or ``cuda:1``; ``auto`` is a GPU of its own if there are any, else the CPU.
+
+        Raises:
+            ConfigError: there is no such device, or it cannot be used.
+        """
+        if name == "auto":
+            cuda = torch.cuda.is_available()
+            return torch.device("cuda", torch.cuda.current_device()) if cuda else torch.device("cpu")
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise ConfigError(f"no device is called {name!r}; there are cpu, cuda, cuda:1, ...") from None
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # the latter where PyTorch was built without it
+            reason = " ".join(str(error).partition("\n")[0].split())
+            raise ConfigError(f"device {name!r} cannot be used here: {reason}") from None
+        return device
 
     def wait(self) -> None:
         """Until all processes are here."""

@@ -15,11 +15,10 @@ from cpmbee.train.processes import Processes
 
 
 @contextmanager
-def training_progress(steps: int, stream: TextIO | None = None) -> Iterator[Callable[[StepMetrics], None]]:
-    """Shows log lines and a bar of ``steps`` on the first process; gives the trainer's ``on_step``.
+def training_progress(stream: TextIO | None = None) -> Iterator[Callable[[StepMetrics, int], None]]:
+    """Shows log lines and a bar on the first process; gives what to call after a step, with the number of all.
 
     Args:
-        steps: of the whole run.
         stream: where to; standard error by default.
     """
     first = Processes.current().first
@@ -28,9 +27,9 @@ def training_progress(steps: int, stream: TextIO | None = None) -> Iterator[Call
     with ProgressBar(stream) as bar:
         handler = _LogLines(bar, stream)
         package.addHandler(handler)
-        package.setLevel(logging.INFO if first else logging.WARNING)
+        package.setLevel(logging.INFO if first else logging.ERROR)  # others would only repeat it
         try:
-            yield _Steps(bar, steps) if first else _ignore
+            yield _Steps(bar) if first else _ignore
         finally:
             package.removeHandler(handler)
             package.setLevel(level)
@@ -39,25 +38,24 @@ def training_progress(steps: int, stream: TextIO | None = None) -> Iterator[Call
 class _Steps:
     """Shows each step, and how long the others will take at the speed of those so far."""
 
-    def __init__(self, bar: ProgressBar, steps: int) -> None:
+    def __init__(self, bar: ProgressBar) -> None:
         self._bar = bar
-        self._steps = steps
         self._first: tuple[int, float] | None = None  # step of this run and when it ended: a resumed run begins late
 
-    def __call__(self, metrics: StepMetrics) -> None:
+    def __call__(self, metrics: StepMetrics, steps: int) -> None:
         now = time.monotonic()
         if self._first is None:
             self._first = metrics.step, now
-        parts = [f"step {metrics.step} of {self._steps}", f"loss {metrics.loss:.4f}"]
+        parts = [f"step {metrics.step} of {steps}", f"loss {metrics.loss:.4f}"]
         step, begin = self._first
         if metrics.step > step:
-            left = (now - begin) / (metrics.step - step) * (self._steps - metrics.step)
+            left = (now - begin) / (metrics.step - step) * (steps - metrics.step)
             parts.append(f"{timedelta(seconds=round(left))} left")
         parts += [
             f"{metrics.tokens_per_second:,.0f} tokens/s",
             f"padding {metrics.padding:.0%}",
         ]  # cut where it is narrow
-        self._bar(", ".join(parts), metrics.step / self._steps)
+        self._bar(", ".join(parts), metrics.step / steps)
 
 
 class _LogLines(logging.StreamHandler[TextIO]):
@@ -73,5 +71,5 @@ class _LogLines(logging.StreamHandler[TextIO]):
         super().emit(record)
 
 
-def _ignore(_: StepMetrics) -> None:
+def _ignore(metrics: StepMetrics, steps: int) -> None:
     """Other processes show no steps."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cpmbee.errors import ConfigError
 from cpmbee.model import CpmBee
 from cpmbee.relation import RelationBuilder
 from cpmbee.train.batches import TrainingBatch
@@ -63,10 +64,10 @@ class Best:
         """Take note of an evaluation; returns whether it is the best.
 
         Raises:
-            ValueError: the evaluation did not give the value that decides.
+            ConfigError: the evaluation did not give the value that decides.
         """
         if monitor not in values:
-            raise ValueError(f"the evaluation gave {', '.join(values)}, not {monitor!r}, which decides what is best")
+            raise ConfigError(f"the evaluation gave {', '.join(values)}, not {monitor!r}, which decides what is best")
         value = values[monitor]
         improved = self.value is None or (value > self.value if higher_is_better else value < self.value)
         if improved and math.isfinite(value):

@@ -191,6 +191,7 @@ def test_examples_are_seen_beside_every_record(
         assert main(["eval", str(folder), *common, *options]) == code
         assert message in capsys.readouterr().err
     assert main(["eval", str(folder), str(file), "--shots", "2"]) == 2
+    assert main(["eval", str(folder), str(file), "--lora-alpha", "2"]) == 2
     assert "--shots needs --examples" in capsys.readouterr().err
 
 
@@ -239,6 +240,8 @@ def test_bad_fields_and_files(
     ]:
         assert main(["eval", str(folder), *options]) == 1
         assert message in capsys.readouterr().err
+    assert main(["eval", str(checkpoint), str(file), "--device", "cuda:99"]) == 1
+    assert "device 'cuda:99' cannot be used here: " in capsys.readouterr().err
     (tmp_path / "bare").mkdir()
     for name in ("config.json", "model.safetensors"):
         (tmp_path / "bare" / name).write_bytes((checkpoint / name).read_bytes())

@@ -20,10 +20,10 @@ def metrics(step: int) -> StepMetrics:
 
 def train(stream: io.StringIO) -> str:
     log = logging.getLogger("cpmbee.train.trainer")
-    with training_progress(10, stream) as on_step:
-        on_step(metrics(4))  # of a resumed run
+    with training_progress(stream) as on_step:
+        on_step(metrics(4), 10)  # of a resumed run
         log.info("saved a checkpoint")
-        on_step(metrics(5))
+        on_step(metrics(5), 10)
     log.info("said after it")
     return stream.getvalue()
 

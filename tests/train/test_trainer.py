@@ -228,7 +228,7 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path: Path) -> None:
 
 def test_an_evaluation_must_give_what_decides() -> None:
     config, evaluate = scripted([0.1], monitor="loss")
-    with pytest.raises(ValueError, match="gave accuracy, not 'loss'"):
+    with pytest.raises(ConfigError, match="gave accuracy, not 'loss'"):
         Trainer(tiny_model(), config, evaluate=evaluate).train(LetterSource(0, 4))
 
 
