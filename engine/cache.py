@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -116,6 +116,21 @@ class CachePool:
             self._reserved[owner] -= rows
             if not self._reserved[owner]:
                 del self._reserved[owner]
+            self._changed.notify_all()
+
+    def settle(self, kept: Sequence[Rows]) -> None:
+        """Make the books right at a moment when nobody holds rows but those that are kept.
+
+        They are wrong after an interrupt between two lines of book-keeping: rows that were taken and belong to nobody,
+        promises that nobody takes back.
+        """
+        with self._changed:
+            count = sum(map(len, kept))
+            if self.used == count == self.reserved:
+                return
+            held = {row for rows in kept for row in rows.tolist()}
+            self._free = [row for row in range(self.capacity, 0, -1) if row not in held]
+            self._reserved = Counter({KEPT: count})
             self._changed.notify_all()
 
     def take(self) -> int:

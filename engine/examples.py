@@ -80,6 +80,13 @@ class ExampleRows:
         with self._pool.lock:
             self._entries[key].users -= 1
 
+    def settle(self) -> None:
+        """Make the books of the pool right at a moment when no request holds rows (`CachePool.settle`)."""
+        with self._pool.lock:
+            for entry in self._entries.values():
+                entry.users = 0
+            self._pool.settle([entry.rows for entry in self._entries.values()])
+
     def give_up(self, rows: int) -> None:
         """Free at least ``rows`` rows, or all that nobody uses."""
         with self._pool.lock:

@@ -71,6 +71,9 @@ class RowHolder(ABC):
 class RowKeeper:
     """Promises rows to holders and takes them back; one object serves any number of threads.
 
+    An interrupt (Ctrl-C, a signal) may come between any two lines. So nothing is given back that is still written down
+    as held: a row may be lost then, but never belong to two. Lost ones are found when no holder is left.
+
     Args:
         pool: the cache rows.
         builder: of relations, for reading examples.
@@ -83,6 +86,7 @@ class RowKeeper:
         self._pool = pool
         self._builder = builder
         self.examples = ExampleRows(pool)
+        self._holders: set[RowHolder] = set()  # with promises
 
     def reserve(self, holder: RowHolder, *, wait: bool) -> bool:
         """Promise a holder the rows it may come to need, those of examples that have to be read included.
@@ -106,6 +110,8 @@ class RowKeeper:
 
         A holder that waits must not hold examples: two of them could keep each other from being served.
         """
+        if not self._holders:
+            self.examples.settle()
         owner = None
         wanted = holder.own_tokens + holder.answer_rows
         try:
@@ -122,6 +128,7 @@ class RowKeeper:
         if owner is None:
             return wanted
         holder.owner, holder.reserved = owner, wanted
+        self._holders.add(holder)
         return None
 
     def read_examples(self, holder: RowHolder, runner: Runner) -> None:
@@ -143,14 +150,18 @@ class RowKeeper:
             holder.example_rows[key] = self.examples.add(key, reading.slots, holder.owner)
 
     def give_back(self, holder: RowHolder) -> None:
-        """Take back everything that a holder has."""
-        self._pool.release(holder.rows)
-        holder.rows.clear()
-        self._give_back_examples(holder)
-        self._pool.unreserve(holder.owner, holder.reserved)
-        holder.reserved = 0
+        """Take back everything that a holder has, if anything."""
+        with self._pool.lock:
+            if holder not in self._holders:
+                return
+            self._holders.remove(holder)
+            rows, holder.rows = holder.rows, set()
+            self._pool.release(rows)
+            self._give_back_examples(holder)
+            reserved, holder.reserved = holder.reserved, 0
+            self._pool.unreserve(holder.owner, reserved)
 
     def _give_back_examples(self, holder: RowHolder) -> None:
-        for key in holder.example_rows:
+        keys, holder.example_rows = holder.example_rows, {}
+        for key in keys:
             self.examples.give_back(key)
-        holder.example_rows.clear()

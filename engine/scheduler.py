@@ -72,7 +72,7 @@ class Scheduler:
                     yield
                     self._retire(waiting, active)
         finally:
-            for request in active:
+            for request in requests:  # all: an interrupted one may hold rows and not be active
                 self._return_rows(request)
 
     def _admit(self, waiting: deque[Request], active: list[Request], runner: Runner) -> list[Request]:
@@ -119,8 +119,9 @@ class Scheduler:
             elif request.config.beam_size > 1:
                 held: set[int] = set()
                 held.update(*(sequence.own_rows.tolist() for sequence in request.search.sequences))
-                self._pool.release(request.tail - held)
+                dropped = request.tail - held
                 request.tail &= held
+                self._pool.release(dropped)
 
     def _return_rows(self, request: Request) -> None:
         request.rows |= request.tail

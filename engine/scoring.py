@@ -77,7 +77,7 @@ class Scorer:
                     while active:
                         self._keeper.give_back(active.pop())
         finally:
-            for job in active:
+            for job in jobs:  # all: an interrupted one may hold rows and not be active
                 self._keeper.give_back(job)
         return [[fsum(terms) for terms in job.log_probabilities] for job in jobs]
 
