@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,15 @@ def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
     for path, message in zip(options, ("not JSON", "cannot read"), strict=True):
         with pytest.raises(ConfigError, match=message):
             PretrainConfig.read(path)
+
+
+def test_the_documented_configuration_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    (example,) = (block for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"training"' in block)
+    file = tmp_path / "config.json"
+    file.write_text(example, encoding="utf-8")
+    config = PretrainConfig.read(file)
+    assert config.mixture == tmp_path / "mixture.json"
+    assert config.model_config(100).num_hidden_layers == 12
+    fields = set(re.findall(r"^\| `(\w+)`", page.partition("## Pre-training")[2], re.MULTILINE))
+    assert fields == set(json.loads(example))
