@@ -99,6 +99,7 @@ KERNEL_TARGET void multiply_panel(const QuantizedMatrix& m, const ActivationPane
 #pragma GCC unroll 4
   for (int r = 0; r < Rows; ++r) totals[0][r] = totals[1][r] = _mm256_setzero_ps();
   for (int64_t b = 0; b < m.blocks(); ++b) {
+    look_up_ahead(weight, m.block_bytes());
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half) {
       __m256i sums[Rows];
@@ -106,7 +107,9 @@ KERNEL_TARGET void multiply_panel(const QuantizedMatrix& m, const ActivationPane
       for (int r = 0; r < Rows; ++r) sums[r] = _mm256_set1_epi32(first_sum<Bits>(panel.starts[b * Rows + r]));
       for (int64_t i = 0; i < m.block; i += kChunk) {
         const uint8_t* chunk = weight + i / kChunk * kVectors * kVector;
-        if (half == 0) stream_ahead<kVectors * kVector>(chunk);
+        if (half == 0) {
+          for (int64_t v = 0; v < kVectors; ++v) fetch_ahead(chunk + v * kVector);
+        }
         add_products<Bits, Rows>(chunk + half * kVector / 2, values + i * Rows, sums);
       }
       const __m256 weight_scale =

@@ -69,6 +69,7 @@ VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, 
 #pragma GCC unroll 8
   for (int r = 0; r < Rows; ++r) totals[r] = _mm512_setzero_ps();
   for (int64_t b = 0; b < blocks; ++b) {
+    look_up_ahead(weight, m.block_bytes());
     __m512i sums[kChains][Rows];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; ++r) {
@@ -77,9 +78,9 @@ VNNI_TARGET void direct(const QuantizedMatrix& m, const ActivationPanel& panel, 
       for (int c = 1; c < kChains; ++c) sums[c][r] = _mm512_setzero_si512();
     }
     for (int64_t v = 0; v < vectors; v += 4) {
-      stream_ahead<4 * kVector>(weight);
 #pragma GCC unroll 4
       for (int u = 0; u < 4; ++u) {
+        fetch_ahead(weight);
         step<Bits, Rows, kChains>(weight, values, u, sums);
         weight += kVector;
         values += Rows * kInputs;

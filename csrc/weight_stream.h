@@ -9,16 +9,17 @@ constexpr int64_t kStreamAhead = 6144;  // bytes: more than arrive while one lin
 constexpr int64_t kPagesAhead = 32768;  // bytes
 constexpr int64_t kPage = 4096;         // the smallest that a mapped file has
 
-// Asks for the lines of `Bytes` bytes some way behind `weight`, and once a page for one line far behind, so that the
-// page's address is known by the time its lines are asked for: weights are mapped from a file, mostly in small pages,
-// and waiting for each address costs a tenth to a quarter of the time. To be called every `Bytes` bytes. Addresses
-// past the end of the weights are fine, nothing is read.
-template <int64_t Bytes>
-inline void stream_ahead(const uint8_t* weight) {
-  constexpr int64_t kLine = 64;
-  if (reinterpret_cast<uintptr_t>(weight) % kPage < Bytes) __builtin_prefetch(weight + kPagesAhead);
-#pragma GCC unroll 8
-  for (int64_t i = 0; i < Bytes; i += kLine) __builtin_prefetch(weight + kStreamAhead + i);
+// Once for each page, asks for one line far behind `weight`, so that the page's address is known by the time that its
+// lines are asked for: weights are mapped from a file, mostly in small pages, and waiting for each address costs a tenth
+// to a quarter of the time. To be called every `bytes` bytes, at most a page. Here and below, addresses past the end of
+// the weights are fine: nothing is read.
+inline void look_up_ahead(const uint8_t* weight, int64_t bytes) {
+  if (static_cast<int64_t>(reinterpret_cast<uintptr_t>(weight) % kPage) < bytes) {
+    __builtin_prefetch(weight + kPagesAhead);
+  }
 }
+
+// Asks for a line some way behind `weight`. To be called for every line.
+inline void fetch_ahead(const uint8_t* weight) { __builtin_prefetch(weight + kStreamAhead); }
 
 }  // namespace cpmbee
