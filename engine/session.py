@@ -171,7 +171,7 @@ class OrtBackend(Backend):
     def _make_caches(self, arrays: CacheArrays) -> dict[str, ort.OrtValue]:
         try:  # zeros that the system hands out page by page, as rows are first written
             return {name: self.value(array) for name, array in arrays.zeros(self.cache_rows + 1).items()}
-        except MemoryError:
+        except (MemoryError, ValueError):  # the latter where NumPy cannot even count the bytes
             raise CacheFullError(
                 f"no memory for a cache of {self.cache_rows} tokens; load the engine with a smaller cache_tokens"
             ) from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from functools import cache as cached
 from pathlib import Path
 
+import onnx
 import pytest
 
 import cpmbee
@@ -82,4 +84,19 @@ def test_a_graph_without_the_scales_that_its_manifest_promises(
 ) -> None:
     copy = edited_copy(folder_of("fp32"), tmp_path, "cache", {"dtype": "int8"})
     with pytest.raises(cpmbee.ModelFolderError, match=r"the graph has no input key_scales\.0"):
+        OrtBackend(open_folder(copy), num_threads=1)
+
+
+def test_a_graph_whose_cache_nothing_can_hold(folder_of: Callable[[CacheType], Path], tmp_path: Path) -> None:
+    name = "model.onnx"
+    model = onnx.load(folder_of("fp32") / name, load_external_data=False)
+    for value in (*model.graph.input, *model.graph.output):
+        if "key_cache" in value.name:
+            for size in value.type.tensor_type.shape.dim[1:]:
+                size.dim_value = 1 << 40
+    content = model.SerializeToString()
+    entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    copy = edited_copy(folder_of("fp32"), tmp_path, "files", {name: entry})
+    (copy / name).write_bytes(content)
+    with pytest.raises(cpmbee.CacheFullError, match="no memory for a cache of 256 tokens"):
         OrtBackend(open_folder(copy), num_threads=1)
