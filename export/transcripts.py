@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from cpmbee.config import ModelConfig
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.export.probes import GraphInputs
+from cpmbee.json_file import NOT_JSON
 from cpmbee.prompt import Prompt, encode_prompt
 from cpmbee.relation import RelationBuilder, TokenLayout
 from cpmbee.tokenizer import Tokenizer
@@ -54,7 +55,7 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # and at no other line end: texts may hold those
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error})") from None
     requests = []
@@ -63,7 +64,7 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
             continue
         try:
             request = json.loads(line)
-        except ValueError as error:
+        except NOT_JSON as error:
             raise ConfigError(f"{path}, line {number}: not JSON ({error})") from None
         if not isinstance(request, dict) or ANSWER not in request:
             raise ConfigError(f'{path}, line {number}: not a request, an object with the key "{ANSWER}"')

@@ -105,6 +105,7 @@ def test_answers_that_nobody_can_write(request_: dict[str, Any], problem: str) -
     [
         ("", "no requests"),
         ('{"<ans>": ""}\n{"input"', "line 2: not JSON"),
+        ("[" * 100_000, "line 1: not JSON"),
         ('\n["<ans>"]', "line 2: not a request"),
         ('{"input": ""}', "line 1: not a request"),
         (None, "cannot be read"),
@@ -116,6 +117,14 @@ def test_files_that_hold_no_requests(content: str | None, problem: str, tmp_path
         file.write_text(content)
     with pytest.raises(ConfigError, match=problem):
         read_requests(file)
+
+
+def test_line_ends_that_only_unicode_knows_are_text(tmp_path: Path) -> None:
+    file = tmp_path / "requests.jsonl"
+    file.write_text(
+        '{"input": "a\u2028b\x85c", "<ans>": ""}\r\n\n{"input": "d", "<ans>": ""}', encoding="utf-8", newline=""
+    )
+    assert [request["input"] for request in read_requests(file)] == ["a\u2028b\x85c", "d"]
 
 
 def test_request_that_the_model_cannot_read(tmp_path: Path) -> None:
