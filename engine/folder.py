@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cpmbee.cache_types import CACHE_DTYPES, CACHE_TYPES, CacheType
 from cpmbee.config import ModelConfig
@@ -22,6 +22,7 @@ FORMAT = "cpmbee-onnx"
 SCHEMA_VERSION = 1
 OPS_VERSION = 3  # of the custom ops; older folders use a part of them
 HASHED_SIZE = 64 << 20  # larger files are only checked against their hash on request
+_T = TypeVar("_T")
 _REQUIRED = ("config.json", "vocab.txt", "model.onnx", "generation_config.json")
 
 
@@ -35,6 +36,8 @@ class ModelFolder:
         generation_config: its default options.
         precision: storage type of each tensor group.
         cache: storage type of cache rows.
+        block_size: weights that share a scale, where matrices are quantized; else None.
+        source_sha256: hash of the tensors that it was exported from.
     """
 
     path: Path
@@ -42,6 +45,8 @@ class ModelFolder:
     generation_config: GenerationConfig
     precision: Mapping[str, str]
     cache: CacheType
+    block_size: int | None
+    source_sha256: str | None
 
     @property
     def model(self) -> Path:
@@ -81,7 +86,15 @@ def open_folder(path: str | Path, *, verify_hashes: bool = False) -> ModelFolder
     config = ModelConfig.from_file(folder / "config.json")
     cache = _cache_type(folder, manifest, config)
     defaults = GenerationConfig.from_file(folder / "generation_config.json")
-    return ModelFolder(folder, config, defaults, manifest["precision"], cache)
+    return ModelFolder(
+        path=folder,
+        config=config,
+        generation_config=defaults,
+        precision=manifest["precision"],
+        cache=cache,
+        block_size=_optional(folder, manifest, "quantization", "block_size", int),
+        source_sha256=_optional(folder, manifest, "source", "sha256", str),
+    )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
@@ -117,6 +130,17 @@ def _is_entry(entry: object) -> bool:
     if not isinstance(entry, dict) or type(entry.get("size")) is not int:
         return False
     return isinstance(entry.get("sha256"), str) and re.fullmatch("[0-9a-f]{64}", entry["sha256"]) is not None
+
+
+def _optional(folder: Path, manifest: Mapping[str, Any], section: str, name: str, kind: type[_T]) -> _T | None:
+    """What a section of the manifest says, or None where there is no such section."""
+    if section not in manifest:
+        return None
+    values = manifest[section]
+    value = values.get(name) if isinstance(values, dict) else None
+    if type(value) is not kind:
+        raise ModelFolderError(f"{folder / MANIFEST}: {section} must have a {name}, {kind.__name__}, not {value!r}")
+    return value
 
 
 def _check_inside(folder: Path, name: str, source: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from cpmbee.errors import ModelFolderError
 from cpmbee.export.graph import build_graph
+from cpmbee.export.packing import BLOCK_SIZES
 from cpmbee.export.parallel import in_order
 from cpmbee.export.quantize import Quantization, QuantizedMatrix, StoredMatrix, copy_rows
 from cpmbee.export.report import Check
@@ -36,13 +37,20 @@ class _Place(NamedTuple):
 
 
 def stored_quantization(model: ModelFolder) -> Quantization | None:
-    """How a folder's matrices are quantized, or None where they are not."""
-    precision = model.precision
-    if precision.get("attention") not in QUANTIZED:
+    """How a folder's matrices are quantized, or None where they are not.
+
+    Raises:
+        ModelFolderError: they are, and its manifest does not say how.
+    """
+    body, head = (QUANTIZED.get(model.precision.get(group, "")) for group in ("attention", "embedding"))
+    if body is None:
         return None
-    manifest = json.loads((model.path / MANIFEST).read_text(encoding="utf-8"))
-    block_size = manifest["quantization"]["block_size"]
-    return Quantization(QUANTIZED[precision["attention"]], QUANTIZED[precision["embedding"]], block_size)
+    if head is None or model.block_size is None or model.block_size not in BLOCK_SIZES:
+        raise ModelFolderError(
+            f"{model.path / MANIFEST}: says int{body}, but not how: the precision of the embedding must be one of "
+            f"{', '.join(QUANTIZED)}, and the block size one of {', '.join(map(str, BLOCK_SIZES))}"
+        )
+    return Quantization(body, head, model.block_size)
 
 
 class DequantizedSource:

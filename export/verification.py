@@ -12,7 +12,6 @@ question, and no check: the report's quality answers it, against fp32 and on req
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -303,7 +302,6 @@ def _same_shapes(model: ModelFolder, source: TensorSource) -> bool:
 
 def _check_source(model: ModelFolder, source: HashedSource) -> Check:
     """Whether the checkpoint is the one that was exported."""
-    manifest = json.loads((model.path / MANIFEST).read_text(encoding="utf-8"))
-    same = manifest.get("source", {}).get("sha256") == source.hexdigest()
+    same = model.source_sha256 == source.hexdigest()
     found = "the one" if same else "not the one"
     return Check("source", same, f"the checkpoint, with its LoRA delta if any, is {found} that was exported")

@@ -207,6 +207,8 @@ def test_every_prefix_of_a_graph_is_read_or_refused(folder: Path) -> None:
         (lambda m: m["files"].pop("model.onnx.data"), r"model\.onnx\.data is not listed"),
         (lambda m: m["cache"].update(num_heads=99), "cache is"),
         (lambda m: m.update(precision=["fp32"]), "precision must map"),
+        (lambda m: m.update(source=[]), "source must have a sha256, str, not None"),
+        (lambda m: m.update(quantization={"block_size": "64"}), "quantization must have a block_size, int, not '64'"),
         (lambda m: m["files"].update({"x" * 5000: m["files"]["vocab.txt"]}), "cannot be opened"),
     ],
 )

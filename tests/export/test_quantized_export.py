@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 
 from cpmbee import native
 from cpmbee.engine import Engine
-from cpmbee.errors import CheckpointError, ConfigError, ExportError
+from cpmbee.errors import CheckpointError, ConfigError, ExportError, ModelFolderError
 from cpmbee.export import export, pieces, verification, verify, weights
 from cpmbee.export import quantize as quantize_module
 from cpmbee.export.comparison import ROUNDED_TOLERANCE, Call, record, replay
@@ -49,6 +50,13 @@ def dequantized_calls(checkpoint: Path, out: Path) -> list[Call]:
     """What the reference computes on the file's weights."""
     model = load_reference(dequantized(checkpoint, out), "fp32")
     return record(ReferenceModel(model, CACHE_ROWS), probes_for(checkpoint), steps=3)
+
+
+@pytest.mark.parametrize(("embedding", "block_size"), [("int8", None), ("int8", 48), ("fp16", 64)])
+def test_a_manifest_that_does_not_say_how(small_folder: Path, embedding: str, block_size: int | None) -> None:
+    precision = {"attention": "int4", "embedding": embedding}
+    with pytest.raises(ModelFolderError, match="says int4, but not how"):
+        stored_quantization(replace(open_folder(small_folder), precision=precision, block_size=block_size))
 
 
 @every_precision
