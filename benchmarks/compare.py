@@ -113,6 +113,10 @@ def markdown(before: Result, after: Result, found: Sequence[Difference]) -> str:
     lines = [f"- {line}" for line in _circumstances(before, after)]
     counted = [difference for difference in found if difference.verdict]
     lines.append(f"- {len(counted)} of {len(found)} numbers changed by more than {THRESHOLD:.0%} and their noise")
+    if unknown := sum(difference.noise is None for difference in found):
+        lines.append(
+            f"- {unknown} of them (?) are of one process each, so their noise is unknown and they are not judged"
+        )
     lines += ["", "| cell | metric | before | after | change | noise | |", "|---|---|---:|---:|---:|---:|---|"]
     for difference in [*counted, *(each for each in found if not each.verdict)]:
         metric = difference.metric
@@ -138,7 +142,7 @@ def _circumstances(before: Result, after: Result) -> list[str]:
     rates = [each.bandwidth() for each in (before, after)]
     for threads in sorted({*rates[0]} & {*rates[1]}):
         old, new = (statistics.median(each[threads]) for each in rates)
-        text = f"memory, {threads} threads: {old / 1e9:.1f} GB/s, then {new / 1e9:.1f}"
+        text = f"memory, {threads} thread{'s' if threads > 1 else ''}: {old / 1e9:.1f} GB/s, then {new / 1e9:.1f}"
         if abs(new / old - 1) > THRESHOLD:
             text += "; the machine itself was not equally fast, so what depends on memory is not comparable"
         lines.append(text)

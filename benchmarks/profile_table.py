@@ -12,7 +12,8 @@ def profile_markdown(label: str, profile: dict[str, Any]) -> str:
     totals = [sum(row["ms"] for row in phase.values()) for phase in (prefill, decode)]
     rows = [
         f"{label}, by operator ({work}; least times at {limits['read_gb_s']:.1f} GB/s of reads (before and after), "
-        f"{limits['fp32_gflop_s']:.0f} GFLOP/s of fp32 and {limits['int8_gflop_s']:.0f} of int8 products):\n",
+        f"{limits['fp32_gflop_s']:.0f} GFLOP/s of fp32 and {limits['int8_gflop_s']:.0f} of int8 products; "
+        "between: what a run takes beyond its operators; engine: what a step takes beyond its run):\n",
         "| operator | prefill, ms | share | least, ms | decode step, ms | share | least, ms |",
         "|---" + "|---:" * 6 + "|",
     ]

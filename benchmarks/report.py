@@ -63,7 +63,7 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
         f"{machine['cpu']}, {machine['cores']} cores, {', '.join(machine['vector_instructions']) or 'no vectors'}, "
         f"{machine.get('memory_gib', '?')} GiB; commit {about['commit']}; "
         + ", ".join(f"{name} {version}" for name, version in about["versions"].items()),
-        f"{_processes(result)}, {about['repetitions']} repetitions in each; ± is half the distance "
+        f"{_processes(result)}, {_count(about['repetitions'], 'repetition')} in each; ± is half the distance "
         "between the fastest and the slowest process",
     ]
     if constant:
@@ -87,6 +87,10 @@ def _heading(result: Result, constant: Mapping[str, Any]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number > 1 else ''}"
+
+
 def _processes(result: Result) -> str:
     """How many processes stand behind a row."""
     about = result.about
@@ -101,7 +105,7 @@ def _processes(result: Result) -> str:
 
 def _memory(threads: int, rates: Sequence[float]) -> str:
     return (
-        f"memory is read by {threads} thread{'s' if threads > 1 else ''} at {statistics.median(rates) / 1e9:.1f} GB/s "
+        f"memory is read by {_count(threads, 'thread')} at {statistics.median(rates) / 1e9:.1f} GB/s "
         f"(median of {len(rates)} readings, {min(rates) / 1e9:.1f} to {max(rates) / 1e9:.1f})"
     )
 

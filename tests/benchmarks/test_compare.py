@@ -71,7 +71,12 @@ def test_one_process_each_says_nothing_about_noise() -> None:
     assert relative_change([1.0], [1.0]) == (0.0, 0.0)
     change, noise = relative_change([1.0], [1.3])
     assert (round(change, 6), noise) == (0.3, None)
-    assert not any(each.verdict for each in differences(make_result(rounds=1), make_result(3, rounds=1, slowdown=2)))
+    before, after = make_result(rounds=1), make_result(3, rounds=1, slowdown=2)
+    found = differences(before, after)
+    assert not any(each.verdict for each in found)
+    unknown = sum(each.noise is None for each in found)
+    assert f"- {unknown} of them (?) are of one process each" in markdown(before, after, found)
+    assert "of them (?)" not in markdown(make_result(0), make_result(1), differences(make_result(0), make_result(1)))
 
 
 def test_command_exits_with_1_where_something_got_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
