@@ -129,12 +129,14 @@ def parse_mixture(text: MixtureText, opened: Mapping[str, RecordSet] | None = No
         name = fields.get("dataset") if isinstance(fields, dict) else None
         where = f"{text.path}, data set {number}" + (f" ({name})" if isinstance(name, str) else "")
         try:
-            weight = _weight("weight", fields.get("weight", 1)) if isinstance(fields, dict) else 1.0
-            if weight:
-                entry = _entry(fields, text, opened or {}, keys)
-                entries.append(entry)
+            if not isinstance(fields, dict):
+                raise DataError(f"expected an object, not {type(fields).__name__}")
+            name, task = _named(fields)
+            key = _unlike(f"{name}:{task}", keys)
+            keys.add(key)  # switched off or not: the others' must not change with it
+            if weight := _weight("weight", fields.get("weight", 1)):
+                entries.append(_entry(fields, name, task, key, text, opened or {}))
                 weights.append(weight)
-                keys.add(entry.key)
         except CpmBeeError as error:
             raise DataError(f"{where}: {error}") from None
     if not entries:
@@ -142,9 +144,8 @@ def parse_mixture(text: MixtureText, opened: Mapping[str, RecordSet] | None = No
     return Mixture(text.path, tuple(entries), _cumulative(weights))
 
 
-def _entry(fields: Any, text: MixtureText, opened: Mapping[str, RecordSet], taken: set[str]) -> MixtureEntry:
-    if not isinstance(fields, dict):
-        raise DataError(f"expected an object, not {type(fields).__name__}")
+def _named(fields: dict[str, Any]) -> tuple[str, str]:
+    """The data set of an entry, and its task."""
     if unknown := [name for name in fields if name not in _FIELDS]:
         raise DataError(f"{unknown[0]}: no such field; there are {', '.join(_FIELDS)}")
     name = fields.get("dataset")
@@ -153,6 +154,21 @@ def _entry(fields: Any, text: MixtureText, opened: Mapping[str, RecordSet], take
     task = fields.get("task", Path(name).name)
     if not isinstance(task, str) or not task:
         raise DataError("task: expected a name")
+    return name, task
+
+
+def _unlike(key: str, taken: set[str]) -> str:
+    """The key, numbered where it is taken."""
+    numbered, number = key, 1
+    while numbered in taken:
+        number += 1
+        numbered = f"{key}:{number}"
+    return numbered
+
+
+def _entry(
+    fields: dict[str, Any], name: str, task: str, key: str, text: MixtureText, opened: Mapping[str, RecordSet]
+) -> MixtureEntry:
     try:
         transform = parse_transforms(fields.get("transforms"), text.scripts)
     except CpmBeeError as error:
@@ -163,11 +179,6 @@ def _entry(fields: Any, text: MixtureText, opened: Mapping[str, RecordSet], take
     weights = [_weight(f"incontext_weight[{i}]", share) for i, share in enumerate(shares)]
     if not any(weights):
         raise DataError("incontext_weight: every weight is 0")
-    key = base = f"{name}:{task}"
-    number = 1
-    while key in taken:
-        number += 1
-        key = f"{base}:{number}"
     records = opened.get(key) or open_dataset(text.path.parent / name)
     if not len(records):
         raise DataError("dataset: the data set is empty")

@@ -167,6 +167,22 @@ def test_resuming_is_exact_whatever_was_edited(
     fresh.close()
 
 
+def test_a_data_set_that_is_switched_off_changes_no_other(mixture: Path, tmp_path: Path) -> None:
+    """Also where the same is named twice, and only its place tells which is which."""
+    path, _ = copy_of(mixture, tmp_path)
+    twice = [{"dataset": "first"}, {"dataset": "first", "weight": 3}]
+    write_mixture(path, twice)
+    source = make_source(path)
+    take(source, 3)
+    before = source.state_dict()
+    write_mixture(path, [twice[0] | {"weight": 0}, twice[1]])
+    next(source)
+    after = source.state_dict()
+    assert {draw[1] for draw in after["waiting"]} == {"first:first:2"}
+    assert after["positions"]["first:first"] == before["positions"]["first:first"]
+    assert after["positions"]["first:first:2"] > before["positions"]["first:first:2"]
+
+
 def test_resuming_right_behind_an_edit_is_exact(mixture: Path, tmp_path: Path) -> None:
     path, entries = copy_of(mixture, tmp_path)
     source = make_source(path)
