@@ -11,6 +11,7 @@ from typing import Any
 
 from cpmbee.bench.plan import Workload
 from cpmbee.errors import ConfigError
+from cpmbee.json_file import NOT_JSON
 
 FORMAT, SCHEMA_VERSION = "cpmbee-bench", 2
 
@@ -125,8 +126,10 @@ class Result:
         """
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read ({error})") from None
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+        except NOT_JSON as error:
+            raise ConfigError(f"{path}: not JSON ({error})") from None
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ConfigError(f"{path}: not a result of cpmbee bench")
         if raw.get("schema_version") not in (1, SCHEMA_VERSION):

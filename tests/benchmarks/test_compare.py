@@ -120,7 +120,8 @@ def test_a_result_of_the_first_version_has_one_bandwidth_for_all(tmp_path: Path)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "cannot be read"),
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
         ("[]", "not a result"),
         (json.dumps({"format": "cpmbee-bench", "schema_version": 9}), "schema version 9"),
         (json.dumps({"format": "cpmbee-bench", "schema_version": 1, "about": {}}), "incomplete"),
@@ -130,6 +131,8 @@ def test_files_that_are_no_results(tmp_path: Path, content: str, message: str) -
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(ConfigError, match=message):
         Result.read(tmp_path / "result.json")
+    with pytest.raises(ConfigError, match=r"absent\.json: cannot be read \(No such file or directory\)$"):
+        Result.read(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def _shard_entry(path: Path, number: int, raw: object) -> ShardEntry:
         raise DataError(f"{path}: shard {number} does not have the fields {', '.join(types)}")
     for name, kind in types.items():
         value = raw[name]
-        wrong = not isinstance(value, str) if kind == "str" else type(value) is not int or value < 0
+        wrong = not isinstance(value, str) if kind == "str" else type(value) is not int or not 0 <= value < 1 << 48
         if wrong:
             raise DataError(f"{path}: shard {number} has a bad {name}: {value!r}")
     if raw["file"] != Path(raw["file"]).name or raw["file"] in ("", ".", ".."):

@@ -12,7 +12,6 @@ Paths count from the file's folder. A data set is drawn in proportion to its wei
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -28,6 +27,7 @@ from cpmbee.train.data.transform_config import parse_transforms
 
 _FIELDS = ("dataset", "weight", "task", "transforms", "incontext_weight")
 _MAX_INCONTEXT = 64
+_MAX_WEIGHT = 1e100  # so that their sum is a number
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,8 @@ def _entry(
 
 
 def _weight(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-        raise DataError(f"{name}: expected a number from 0 on, not {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _MAX_WEIGHT:
+        raise DataError(f"{name}: expected a number from 0 on, not {value!r:.80}")
     return float(value)
 
 

@@ -123,6 +123,7 @@ def test_an_absent_shard_is_named(tmp_path: Path) -> None:
         ({"shards": [{"file": "x"}]}, "shard 0 does not have the fields"),
         ({"shards": [{"file": "../x", "records": 1, "characters": 1, "size": 1, "sha256": ""}]}, "outside"),
         ({"shards": [{"file": "x", "records": -1, "characters": 1, "size": 1, "sha256": ""}]}, "bad records: -1"),
+        ({"shards": [{"file": "x", "records": 10**30, "characters": 1, "size": 1, "sha256": ""}]}, "bad records: 1000"),
     ],
 )
 def test_a_bad_manifest_is_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:

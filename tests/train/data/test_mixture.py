@@ -159,6 +159,7 @@ def test_a_mixture_of_over_long_samples_only_is_given_up(folder: Path) -> None:
         ([{"weight": 1}], r"mix\.json, data set 0: dataset: expected the path"),
         ([{"dataset": "first", "wieght": 1}], r"mix\.json, data set 0 \(first\): wieght: no such field"),
         ([{"dataset": "first", "weight": -1}], r"\(first\): weight: expected a number from 0 on, not -1"),
+        ([{"dataset": "first", "weight": 10**400}], r"\(first\): weight: expected a number from 0 on, not 1000"),
         ([{"dataset": "first", "weight": 0}], r"mix\.json: every weight is 0"),
         ([{"dataset": "first", "task": 3}], r"\(first\): task: expected a name"),
         ([{"dataset": "first", "incontext_weight": []}], r"\(first\): incontext_weight: expected a list"),
