@@ -78,9 +78,9 @@ def export(
         block_size: of quantized matrices, inputs that share a scale: 32, 64 or 128.
         head_bits: of the quantized embedding, which is the head as well: 4 or 8.
         method: "search" picks the scale of each block for the least squared error, "nearest" from its largest weight.
-        calibration: JSON Lines of requests, best with their answers filled in: "search" then corrects what rounding
-            does to each matrix by the inputs that it has in these requests (`cpmbee.export.error_feedback`). Runs the
-            PyTorch reference, one layer in memory at a time.
+        calibration: JSON Lines of requests, best with their answers filled in, for "int8" and "int4" with "search",
+            which then corrects what rounding does to each matrix by the inputs that it has in these requests
+            (`cpmbee.export.error_feedback`). Runs the PyTorch reference, one layer in memory at a time.
         cache: how the model keeps keys and values of earlier tokens: "fp32", "fp16", or "int8" with a scale for each
             token and head. Computation stays fp32. None is fp32 for precision "fp32", else fp16.
         vocab: the vocabulary, where none lies beside the checkpoint.
@@ -101,7 +101,11 @@ def export(
     """
     cache = cache or ("fp32" if precision == "fp32" else "fp16")
     _check_options(precision, block_size, head_bits, method, cache)
+    if calibration is not None and (precision not in QUANTIZED or method != "search"):
+        raise ConfigError(f"calibration is for int8 and int4 with method search, not for {precision} with {method}")
     if quality is not None:
+        if not verify:
+            raise ConfigError("quality is measured by the verification, which was not asked for")
         read_requests(quality)  # before anything is written
     tell = progress or _tell_nobody
     started = time.perf_counter()
@@ -110,7 +114,7 @@ def export(
     quantization = None
     if precision in QUANTIZED:
         moments = None
-        if calibration is not None and method == "search":
+        if calibration is not None:
             tell("calibrating", 0.0)
             moments = _calibrated(source, vocab_file, calibration)
         quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, moments)

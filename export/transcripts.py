@@ -56,8 +56,10 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")  # and at no other line end: texts may hold those
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: cannot be read (not UTF-8)") from None
     requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

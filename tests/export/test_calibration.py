@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from cpmbee.errors import ExportError
+from cpmbee.errors import ConfigError, ExportError
 from cpmbee.export import export, quantize
 from cpmbee.export.calibration import DAMPING, Calibration
 from cpmbee.export.error_feedback import Moments, quantize_corrected
@@ -131,6 +131,12 @@ def test_report_and_manifest(tmp_path: Path) -> None:
     assert calibrated.matrices[0] == plain.matrices[0]  # the embedding
     for ours, theirs in zip(calibrated.matrices[1:], plain.matrices[1:], strict=True):
         assert 0 < ours.error < theirs.error
+
+
+@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"precision": "int4", "method": "nearest"}])
+def test_what_cannot_be_calibrated(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="calibration is for int8 and int4 with method search"):
+        export(make_checkpoint(tmp_path / "checkpoint"), tmp_path / "out", calibration=tmp_path / "none", **options)
 
 
 def test_panels_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,6 +119,11 @@ def test_files_that_hold_no_requests(content: str | None, problem: str, tmp_path
         read_requests(file)
 
 
+def test_quality_without_verification(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="measured by the verification"):
+        export(demo_checkpoint(), tmp_path / "out", quality=tmp_path / "none", verify=False)
+
+
 def test_line_ends_that_only_unicode_knows_are_text(tmp_path: Path) -> None:
     file = tmp_path / "requests.jsonl"
     file.write_text(
