@@ -5,7 +5,7 @@
      "vocabulary": "vocab.txt",                 of a new model; a checkpoint brings its own
      "data": {"mixture": "mixture.json", "row_length": 512, "batch_rows": 16},
      "evaluation": {"mixture": "held_out.json", "batches": 20},
-     "training": {"steps": 1000, ...},          the fields of TrainerConfig
+     "training": {"steps": 1000, ...},          the fields of TrainerConfig; checkpoint_every is 1000 unless given
      "seed": 0, "threads": 2}
 
 Paths count from the file's folder. ``batch_rows`` are those of all processes together.
@@ -24,6 +24,7 @@ from cpmbee.errors import ConfigError
 from cpmbee.json_file import NOT_JSON, read_json_object
 from cpmbee.train.options import TrainerConfig
 
+_CHECKPOINT_EVERY = 1000  # steps, where nothing is said: whoever forgets it must not lose a day
 _FIELDS = ("model", "vocabulary", "data", "evaluation", "training", "seed", "threads")
 
 
@@ -104,7 +105,7 @@ class PretrainConfig:
             evaluation_batches=1
             if evaluation is None
             else _integer("evaluation.batches", evaluation.get("batches", 10), 1),
-            training=TrainerConfig.from_dict(training),
+            training=TrainerConfig.from_dict({"checkpoint_every": _CHECKPOINT_EVERY, **training}),
             seed=_integer("seed", raw.get("seed", 0), 0),
             threads=_integer("threads", raw.get("threads", 0), 0),
         )

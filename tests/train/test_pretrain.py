@@ -127,6 +127,14 @@ def test_a_configuration_that_is_no_json(tmp_path: Path) -> None:
             PretrainConfig.read(path)
 
 
+def test_checkpoints_are_kept_unless_nobody_wants_them(config_file: Path) -> None:
+    assert (
+        PretrainConfig.read(config_file, ['training={"steps": 5000, "evaluate_every": 9}']).training.checkpoint_every
+        == 1000
+    )
+    assert PretrainConfig.read(config_file, ["training.checkpoint_every=0"]).training.checkpoint_every == 0
+
+
 def test_the_documented_configuration_is_one(tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     (example,) = (block for block in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if '"training"' in block)
