@@ -24,7 +24,7 @@ from torch import Tensor
 from cpmbee.bench.ccpm_table import TranslationTable
 from cpmbee.config import ModelConfig
 from cpmbee.model import CpmBee
-from cpmbee.model.cpmbee import Attention, Layer
+from cpmbee.model.layers import Attention, Layer
 from cpmbee.prompt import MAX_DEPTH
 from cpmbee.tokenizer import Tokenizer
 

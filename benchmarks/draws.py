@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cpmbee.config import ModelConfig
 from cpmbee.model import load_model, save_checkpoint
-from cpmbee.model.cpmbee import AttentionBlock, FeedForwardBlock
+from cpmbee.model.layers import AttentionBlock, FeedForwardBlock
 
 SPREAD = 0.1  # factors of channels are between exp(-SPREAD) and exp(SPREAD)
 

@@ -17,7 +17,7 @@ from cpmbee.export.error_feedback import Moments
 from cpmbee.export.reference_loading import embedded, few_threads, layer_steps
 from cpmbee.export.sources import TensorSource
 from cpmbee.export.transcripts import read_transcripts
-from cpmbee.model.cpmbee import Linear
+from cpmbee.model.layers import Linear
 from cpmbee.tokenizer import Tokenizer
 
 DAMPING = 0.01  # of the mean square of the inputs, on the diagonal: for inputs that the requests hardly excite

@@ -18,7 +18,8 @@ from cpmbee.export.probes import GraphInputs, Probe
 from cpmbee.export.reference import ReferenceBackend, ReferenceRunner
 from cpmbee.export.sources import TensorSource
 from cpmbee.export.weights import Precision
-from cpmbee.model.cpmbee import BucketedBias, CpmBee, ExtendedEmbedding, Layer, RMSNorm
+from cpmbee.model.cpmbee import CpmBee, ExtendedEmbedding
+from cpmbee.model.layers import BucketedBias, Layer, RMSNorm
 from cpmbee.model.tensor_names import EMBEDDING, is_linear
 
 SMALL_MODEL_BYTES = 256 << 20

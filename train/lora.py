@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from cpmbee.errors import ConfigError
 from cpmbee.model import CpmBee
-from cpmbee.model.cpmbee import Linear
+from cpmbee.model.layers import Linear
 from cpmbee.model.loading import tensor_from_array
 from cpmbee.model.lora import LoraDelta, LoraFactors, read_lora, stated_alpha
 

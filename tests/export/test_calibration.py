@@ -18,7 +18,7 @@ from cpmbee.export.quantize import Quantization
 from cpmbee.export.reference_loading import load_reference
 from cpmbee.export.sources import open_source
 from cpmbee.export.transcripts import read_transcripts
-from cpmbee.model.cpmbee import Linear
+from cpmbee.model.layers import Linear
 from cpmbee.tokenizer import Tokenizer
 from tests.export.cases import make_checkpoint
 from tests.model.factory import VOCABULARY, tiny_config

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from cpmbee.errors import CheckpointError
 from cpmbee.model import CpmBee, load_model, open_checkpoint, read_lora
-from cpmbee.model.cpmbee import Linear
+from cpmbee.model.layers import Linear
 from tests.golden import GOLDEN, requires_golden
 from tests.model.factory import random_inputs, random_model, tiny_config, write_checkpoint
 
