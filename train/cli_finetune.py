@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval-every", type=not_negative, default=0, metavar="N", help="steps between evaluations (an epoch)")
     add("--metric", choices=METRICS, help="that decides what is best (choice_accuracy with choices, else loss)")
     add("--patience", type=positive, metavar="N", help="stop after N evaluations that are not better")
-    add("--checkpoint-every", type=not_negative, default=0, metavar="N", help="steps (best and last only)")
+    add("--checkpoint-every", type=not_negative, default=0, metavar="N", help="steps between those (an epoch)")
     add("--log-every", type=positive, default=50, metavar="N", help="steps between lines (50)")
     add("--tensorboard", action="store_true", help="write TensorBoard files to OUT")
     add("--seed", type=not_negative, default=0, metavar="N", help="of data order, adapters and dropout (0)")

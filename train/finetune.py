@@ -49,7 +49,7 @@ class FinetuneConfig:
 
     Attributes:
         trainer: options of the training loop. ``steps`` is replaced where ``epochs`` is given, and ``evaluate_every``
-            of 0 is once an epoch; ``monitor`` and ``higher_is_better`` follow ``metric``.
+            and ``checkpoint_every`` of 0 are once an epoch; ``monitor`` and ``higher_is_better`` follow ``metric``.
         epochs: times to see every record; None takes ``trainer.steps``.
         lora: adapters to train instead of all parameters; where training goes on from a delta, `LoraConfig.of` it.
         row_length: most tokens of a row, in which several records may lie.
@@ -199,7 +199,8 @@ def _trainer_config(config: FinetuneConfig, source: TaskSource, metric: str) -> 
     if config.epochs is not None:
         options["steps"] = math.ceil(config.epochs * per_epoch)
     options["warmup"] = min(options["warmup"], options["steps"] // 10)
-    options["evaluate_every"] = options["evaluate_every"] or max(1, round(per_epoch))
+    for name in ("evaluate_every", "checkpoint_every"):
+        options[name] = options[name] or max(1, round(per_epoch))
     return TrainerConfig.from_dict({**options, "monitor": metric, "higher_is_better": metric != "loss"})
 
 

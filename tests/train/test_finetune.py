@@ -23,7 +23,7 @@ from cpmbee.train.batches import TrainingBatch, encode_sample
 from cpmbee.train.finetune import FinetuneConfig, finetune
 from cpmbee.train.jsonl import open_records
 from cpmbee.train.lora import LoraConfig
-from cpmbee.train.metrics import read_metrics
+from cpmbee.train.metrics import StepMetrics, read_metrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.source import BatchSource
 from cpmbee.train.task_source import TaskSource
@@ -208,6 +208,20 @@ def test_the_command_killed_and_resumed_equals_one_that_was_not(
     assert curve("killed") == curve("whole")
     deltas = [read_lora(tmp_path / run / "delta").factors for run in ("whole", "killed")]
     assert all(np.array_equal(deltas[0][name].b, deltas[1][name].b) for name in deltas[0])
+
+
+def test_every_epoch_leaves_a_checkpoint(base: Path, data: Path, tmp_path: Path) -> None:
+    """Without held-out records, too: nothing else would be there to go on from before the end."""
+    epoch = source_of(data, base, batch_rows=4).rows(0) // 4
+
+    def stop_in_the_second(metrics: StepMetrics, steps: int) -> None:
+        if metrics.step == epoch + 1:
+            raise KeyboardInterrupt
+
+    config = FinetuneConfig(TrainerConfig(1, 0.03), epochs=3, row_length=64, batch_rows=4)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(base, data, tmp_path / "out", config, on_step=stop_in_the_second)
+    assert finetune(base, data, tmp_path / "out", config, resume=True)["steps"] > epoch
 
 
 @pytest.mark.parametrize(
