@@ -99,11 +99,11 @@ def read_lora(path: str | Path, alpha: float | None = None) -> LoraDelta:
     """Read a delta: an OpenDelta file, a PEFT adapter's folder, or a file of either in any tensor format.
 
     The rank comes from the shapes. Alpha comes from ``adapter_config.json`` or ``config.json`` beside the file
-    (``lora_alpha`` or ``alpha``) unless it is given here; it is never guessed.
+    (``lora_alpha`` or ``alpha``), or is given here where they are silent; it is never guessed.
 
     Raises:
         CheckpointError: unreadable, a key that belongs to no delta, a factor without its partner, an option that
-            changes the formula, or no alpha; names what is wrong.
+            changes the formula, no alpha or two; names what is wrong.
         DependencyError: the package that reads the format is not installed.
     """
     path = Path(path)
@@ -139,19 +139,6 @@ def read_lora(path: str | Path, alpha: float | None = None) -> LoraDelta:
     return LoraDelta(path, factors)
 
 
-def stated_alpha(path: str | Path) -> float | None:
-    """The alpha that the configuration beside a delta gives; None where none does.
-
-    Raises:
-        CheckpointError: there is no delta, or its configuration is malformed.
-    """
-    path = Path(path)
-    options = _read_options(_find_file(path) if path.is_dir() else path)
-    if options.get("lora_alpha", options.get("alpha")) is None:
-        return None
-    return _alpha(path, options, None)
-
-
 def _find_file(folder: Path) -> Path:
     for name in _FOLDER_FILES:
         if (folder / name).is_file():
@@ -173,11 +160,14 @@ def _read_options(file: Path) -> dict[str, Any]:
 
 
 def _alpha(path: Path, options: dict[str, Any], alpha: float | None) -> float:
-    given = alpha if alpha is not None else options.get("lora_alpha", options.get("alpha"))
+    stated = options.get("lora_alpha", options.get("alpha"))
+    given = alpha if stated is None else stated
     if given is None:
         raise CheckpointError(
             f"{path}: no configuration beside it gives the LoRA's alpha (lora_alpha); give the one it was trained with"
         )
     if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= sys.float_info.max:
         raise CheckpointError(f"{path}: the LoRA's alpha must be a positive number, not {given!r}")
+    if alpha is not None and alpha != given:
+        raise CheckpointError(f"{path}: its configuration says alpha {given:g}, not {alpha:g}")
     return float(given)

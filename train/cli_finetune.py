@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from cpmbee.model.lora import LoraDelta
+from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.train.arguments import above_zero, add_task_fields, not_negative, positive, task_fields
 from cpmbee.train.finetune import FinetuneConfig, finetune
-from cpmbee.train.lora import ALL_LINEAR, LoraConfig, read_adapters
+from cpmbee.train.lora import ALL_LINEAR, LoraConfig
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
 from cpmbee.train.processes import Processes, process_group
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(arguments.threads)
     with process_group():
         with training_progress() as on_step:
-            delta = None if arguments.lora is None else read_adapters(arguments.lora, arguments.lora_alpha)
+            delta = None if arguments.lora is None else read_lora(arguments.lora, arguments.lora_alpha)
             report = finetune(
                 arguments.checkpoint,
                 arguments.data,

@@ -17,7 +17,7 @@ from cpmbee.errors import ConfigError
 from cpmbee.model import CpmBee
 from cpmbee.model.layers import Linear
 from cpmbee.model.loading import tensor_from_array
-from cpmbee.model.lora import LoraDelta, LoraFactors, read_lora, stated_alpha
+from cpmbee.model.lora import LoraDelta, LoraFactors
 
 ALL_LINEAR = "all-linear"
 
@@ -139,23 +139,6 @@ def add_adapters(model: CpmBee, config: LoraConfig, seed: int = 0) -> list[str]:
             adapter.lora_A.copy_(start)
         _replace(model, name, AdaptedLinear(layer, adapter))
     return list(chosen)
-
-
-def read_adapters(path: str | Path, alpha: float | None = None) -> LoraDelta:
-    """Read a delta that is to be trained further.
-
-    Args:
-        path: as in `cpmbee.model.lora.read_lora`.
-        alpha: the delta's, where no configuration beside it says so.
-
-    Raises:
-        CheckpointError: it cannot be read.
-        ConfigError: the configuration says another alpha.
-    """
-    stated = stated_alpha(path)
-    if alpha is not None and stated is not None and alpha != stated:
-        raise ConfigError(f"{path}: its configuration says alpha {stated:g}, not {alpha:g}")
-    return read_lora(path, alpha)
 
 
 def load_adapters(model: CpmBee, delta: LoraDelta, dropout: float = 0.0) -> list[str]:

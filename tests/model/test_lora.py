@@ -90,7 +90,7 @@ def unmerged_logits(model: CpmBee, scale: float) -> torch.Tensor:
         ("opendelta", None, ALPHA, ALPHA / RANK),
         ("opendelta", {"lora_alpha": ALPHA, "lora_r": RANK}, None, ALPHA / RANK),
         ("opendelta", {"alpha": ALPHA}, None, ALPHA / RANK),
-        ("peft", {"lora_alpha": 5, "r": RANK}, ALPHA, ALPHA / RANK),
+        ("peft", {"lora_alpha": ALPHA, "r": RANK}, ALPHA, ALPHA / RANK),
         ("peft", {"lora_alpha": ALPHA, "r": RANK, "use_dora": False}, None, ALPHA / RANK),
         ("peft", {"lora_alpha": ALPHA, "r": RANK, "use_rslora": True}, None, ALPHA / math.sqrt(RANK)),
     ],
@@ -128,6 +128,9 @@ def test_alpha_is_never_guessed(tmp_path: Path) -> None:
     for wrong in (0, -1, float("nan"), "16", True):
         with pytest.raises(CheckpointError, match="alpha must be a positive number"):
             read_lora(path, wrong)  # type: ignore[arg-type]
+    stated = write_delta(tmp_path / "stated", "peft", {"lora_alpha": 5, "r": RANK})
+    with pytest.raises(CheckpointError, match="its configuration says alpha 5, not 16"):
+        read_lora(stated, 16)
 
 
 @pytest.mark.parametrize(
