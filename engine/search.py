@@ -89,7 +89,7 @@ class Search(ABC):
             values,
             ids,
         )
-        if normalizer - normalizer != 0:
+        if normalizer - normalizer != 0 or ids[-1] < 0:
             raise InferenceError("the model computed logits that are not finite; its weights or the export are broken")
         return normalizer
 

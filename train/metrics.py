@@ -90,7 +90,7 @@ class MetricsLog:
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's record; one that a killed process left half-written ends it."""
     lines = []
-    for line in (folder / FILE_NAME).read_text(encoding="utf-8").splitlines():
+    for line in (folder / FILE_NAME).read_text(encoding="utf-8").split("\n"):
         try:
             lines.append(json.loads(line))
         except ValueError:

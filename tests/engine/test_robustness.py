@@ -90,6 +90,15 @@ def test_logits_that_are_not_finite(broken: float) -> None:
     assert engine.cache_usage.used == 0
 
 
+def test_fewer_possible_tokens_than_beams_need() -> None:
+    def spoil(runner: Runner) -> None:
+        runner.logits[:, :, 3:] = -np.inf
+
+    engine = cpmbee.Engine(WatchedBackend(TableBackend(tiny_config()), spoil), TOKENIZER)
+    with pytest.raises(cpmbee.InferenceError, match="not finite"):
+        engine.generate(REQUESTS[0], beam_size=2)
+
+
 def test_beams_hold_only_the_rows_they_need() -> None:
     most = 0
 

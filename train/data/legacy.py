@@ -136,7 +136,7 @@ class LegacyDataset(RecordSet):
 def _read_meta(folder: Path) -> list[_FileEntry]:
     path = folder / META
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
