@@ -81,10 +81,14 @@ def latency(result: Result) -> Figure | None:
     axes.xaxis.set_major_formatter("{x:g}")  # 30 and 40 rather than powers of ten
     axes.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 5, 6, 8)))
     axes.xaxis.set_minor_formatter("{x:g}" if high < 10 * low else NullFormatter())
-    axes.set_xlabel(f"time between two tokens, ms (prompt {max(c.workload.prompt for c in chosen.values())})")
+    axes.set_xlabel(f"time between two tokens, ms (prompt {_listed({c.workload.prompt for c in chosen.values()})})")
     axes.set_ylabel("share of tokens that came within it, %")
     _legend(axes)
     return figure
+
+
+def _listed(prompts: set[int]) -> str:
+    return ", ".join(map(str, sorted(prompts)))
 
 
 def speed_and_quality(result: Result) -> Figure | None:
@@ -106,7 +110,7 @@ def speed_and_quality(result: Result) -> Figure | None:
     axes.set_xlim(left=-SAME / 10)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("KL divergence from fp32, nats (less is better)")
-    axes.set_ylabel(f"decode, tokens/s (prompt {max(prompts)})")
+    axes.set_ylabel(f"decode, tokens/s (prompt {_listed(prompts)})")
     _legend(axes)
     return figure
 
