@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cpmbee.bench.cost import num_parameters, operations
+from cpmbee.bench.cost import cache_row_bytes, num_parameters, operations
 from cpmbee.bench.plan import Subject, Workload
 from cpmbee.cache_types import CACHE_DTYPES
 from cpmbee.encoding import Data
@@ -91,12 +91,12 @@ def require_folder(path: Path) -> None:
         raise ConfigError(f"{nearest}: nothing may be written there")
 
 
-def cache_row_bytes(folder: ModelFolder) -> int:
+def folder_row_bytes(folder: ModelFolder) -> int:
     """Bytes that one token takes in the cache of a folder's type: keys and values, in int8 a scale for each head."""
     config = folder.config
-    number = np.dtype(CACHE_DTYPES[folder.cache]).itemsize
-    scales = SCALE_BYTES * config.num_attention_heads if folder.cache == "int8" else 0
-    return 2 * len(config.attention_layers) * (config.attention_dim * number + scales)
+    numbers = cache_row_bytes(config, np.dtype(CACHE_DTYPES[folder.cache]).itemsize)
+    scales = 2 * SCALE_BYTES * len(config.attention_layers) * config.num_attention_heads
+    return numbers + (scales if folder.cache == "int8" else 0)
 
 
 def _subject(folder: ModelFolder) -> Subject:
@@ -115,6 +115,6 @@ def _subject(folder: ModelFolder) -> Subject:
         weight_bytes=size,
         operations=operations(folder.config),
         loaded_bytes=COPIES.get(folder.precision.get("ffn", ""), 1) * size,
-        row_bytes=cache_row_bytes(folder),
+        row_bytes=folder_row_bytes(folder),
         pair_bytes=RELATION_BYTES,
     )

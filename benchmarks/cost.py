@@ -48,3 +48,8 @@ def operations(config: ModelConfig) -> Operations:
 def num_parameters(config: ModelConfig) -> int:
     """Numbers in all tensors of a model."""
     return sum(math.prod(shape) for shape in expected_tensors(config).values())
+
+
+def cache_row_bytes(config: ModelConfig, number_bytes: int) -> int:
+    """Bytes of the keys and values that one token takes in the cache, in numbers of so many bytes."""
+    return 2 * number_bytes * len(config.attention_layers) * config.attention_dim

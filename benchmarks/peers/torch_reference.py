@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpmbee.bench.cell import SEED, WARM_UP_ANSWER, CellSpec, Sample, main
+from cpmbee.bench.cost import cache_row_bytes
 from cpmbee.bench.peers.protocol import Peer, Target, require
 from cpmbee.bench.plan import Subject
 from cpmbee.config import ModelConfig
@@ -61,7 +62,7 @@ class TorchReference(Peer):
             file_bytes=size,
             weight_bytes=size,
             loaded_bytes=size,
-            row_bytes=2 * _cache_row_bytes(target.config, WEIGHT_BYTES[precision]),  # the next cache beside the last
+            row_bytes=2 * cache_row_bytes(target.config, WEIGHT_BYTES[precision]),  # the next cache beside the last
             pair_bytes=PAIR_NUMBERS * 4 * target.config.num_attention_heads,
             options=(
                 ("precision", precision),
@@ -95,10 +96,6 @@ def measure(spec: CellSpec) -> Sample:
             sample.add_tokens(times)
             sample.cache_bytes = cache_bytes
     return sample
-
-
-def _cache_row_bytes(config: ModelConfig, number_bytes: int) -> int:
-    return 2 * len(config.attention_layers) * config.attention_dim * number_bytes
 
 
 def _generate(model: CpmBee, ids: Tensor, answer: int) -> tuple[list[float], int]:
