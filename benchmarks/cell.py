@@ -24,8 +24,9 @@ from cpmbee import Engine
 from cpmbee.bench.plan import Workload
 from cpmbee.bench.processes import Memory, end_children_on_sigterm
 from cpmbee.folder import open_folder
+from cpmbee.onnxruntime_import import import_onnxruntime
 from cpmbee.runner import Backend, Runner
-from cpmbee.session import OrtBackend, import_onnxruntime
+from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer
 
 SEED = 0

@@ -6,14 +6,14 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from cpmbee import native
 from cpmbee.cache_types import CacheArrays, cache_names
-from cpmbee.errors import CacheFullError, ConfigError, DependencyError, InferenceError, ModelFolderError
+from cpmbee.errors import CacheFullError, ConfigError, InferenceError, ModelFolderError
 from cpmbee.folder import ModelFolder
 from cpmbee.machine import physical_cores, physical_memory
+from cpmbee.onnxruntime_import import import_onnxruntime
 from cpmbee.runner import Backend, Runner
 
 if TYPE_CHECKING:
@@ -27,35 +27,6 @@ MAX_THREADS = 1024
 _INPUTS = ("input_ids", "input_subs", "relation", "slots", "new_slots", "logits_index", "ext_ids", "ext_subs")
 
 _log = logging.getLogger("cpmbee")
-
-
-def import_onnxruntime() -> Any:
-    """ONNX Runtime, which is not a plain dependency because its CPU and GPU builds exclude each other.
-
-    Raises:
-        DependencyError: it is missing, or both builds are installed.
-    """
-    installed = [name for name in ("onnxruntime", "onnxruntime-gpu") if _is_installed(name)]
-    if len(installed) > 1:
-        raise DependencyError(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other; uninstall both, "
-            'then pip install "cpmbee[cpu]" or "cpmbee[gpu]"'
-        )
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise DependencyError(
-            f'ONNX Runtime cannot be imported ({error}); pip install "cpmbee[cpu]" brings it'
-        ) from None
-    return onnxruntime
-
-
-def _is_installed(distribution: str) -> bool:
-    try:
-        metadata.distribution(distribution)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 class OrtBackend(Backend):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import cpmbee
-from cpmbee import native, session
+from cpmbee import native, onnxruntime_import
 from cpmbee.folder import open_folder
 from cpmbee.machine import physical_cores, physical_memory
 
@@ -47,9 +47,9 @@ def test_the_environment_turns_native_kernels_off(small_folder: Path) -> None:
 
 
 def test_both_runtimes_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "_is_installed", lambda name: True)
+    monkeypatch.setattr(onnxruntime_import, "_is_installed", lambda name: True)
     with pytest.raises(cpmbee.DependencyError, match="both installed"):
-        session.import_onnxruntime()
+        onnxruntime_import.import_onnxruntime()
 
 
 def test_no_runtime(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
