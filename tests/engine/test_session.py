@@ -12,6 +12,7 @@ import cpmbee
 from cpmbee import native, onnxruntime_import
 from cpmbee.folder import open_folder
 from cpmbee.machine import physical_cores, physical_memory
+from cpmbee.session import OrtBackend
 
 REQUEST = {"input": "今天天气真好", "<ans>": ""}
 
@@ -119,7 +120,7 @@ def test_without_compiled_modules(small_folder: Path) -> None:
 
 @pytest.mark.parametrize("native_kernels", [True, False])
 def test_a_run_that_onnx_runtime_refuses(small_folder: Path, native_kernels: bool) -> None:
-    backend = session.OrtBackend(open_folder(small_folder), num_threads=1, native=native_kernels)
+    backend = OrtBackend(open_folder(small_folder), num_threads=1, native=native_kernels)
     with backend.runner() as runner:
         runner.reshape(1, 1, 1, 0)
         runner.relation[:] = 30_000  # no such row in the bias table
