@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from cpmbee import native
 from cpmbee.cache_types import CacheArrays
 from cpmbee.export.probes import GraphInputs
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 
 class OnnxModel:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
 from cpmbee import native
 from cpmbee.export.probes import GraphInputs
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 Array = NDArray[Any]
 
