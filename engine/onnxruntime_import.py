@@ -49,6 +49,16 @@ def switch_off_telemetry() -> None:
     os.environ.setdefault(NO_TELEMETRY, "1")
 
 
+def release(version: str) -> tuple[int, ...]:
+    """The numbers a version begins with; none of one that does not begin with any."""
+    numbers = []
+    for part in version.split("."):
+        if not part.isdecimal():
+            break
+        numbers.append(int(part))
+    return tuple(numbers)
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error, what it was raised from, and so on."""
     seen: set[int] = set()
@@ -70,19 +80,9 @@ def _about_versions(installed: dict[str, str]) -> str:
     names = [*(f"{name} {version}" for name, version in installed.items()), f"NumPy {np.__version__}"]
     text = f"; installed are {' and '.join(names)}"
     for name, version in installed.items():
-        if (0,) < _release(version) < _NUMPY_2 and _release(np.__version__) >= (2,):
+        if (0,) < release(version) < _NUMPY_2 and release(np.__version__) >= (2,):
             text += f', which do not fit each other; pip install "{name}>=1.19" or "numpy<2"'
     return text
-
-
-def _release(version: str) -> tuple[int, ...]:
-    """The numbers a version begins with; none of one that does not begin with any."""
-    numbers = []
-    for part in version.split("."):
-        if not part.isdecimal():
-            break
-        numbers.append(int(part))
-    return tuple(numbers)
 
 
 def _version(distribution: str) -> str | None:

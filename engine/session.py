@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cpmbee import native
+from cpmbee import native, threads
 from cpmbee.cache_types import CacheArrays, cache_names
 from cpmbee.errors import CacheFullError, ConfigError, InferenceError, ModelFolderError
 from cpmbee.folder import ModelFolder
@@ -35,7 +35,7 @@ class OrtBackend(Backend):
     Args:
         folder: the checked folder.
         device: ``"auto"`` or ``"cpu"``.
-        num_threads: of one run; 0 takes one for each physical core.
+        num_threads: of one run; 0 takes one for each physical core, or fewer where a small model gains nothing by them.
         cache_tokens: rows of the cache; 0 takes the default.
         native: with the native kernels, if they are built.
     """
@@ -60,13 +60,19 @@ class OrtBackend(Backend):
         self._native = native
         self._lock = threading.Lock()
         self._idle: list[OrtRunner] = []
-        self._session = self._open(folder, num_threads or physical_cores())
+        self.num_threads = num_threads or (1 if folder.weight_bytes < threads.SMALL_MODEL_BYTES else physical_cores())
+        self._session = self._open(folder, self.num_threads)
         arrays = CacheArrays(self._session)
         self.cache_rows = cache_tokens or _default_cache_rows(arrays.row_bytes)
         self._caches = self._make_caches(arrays)
         self._shrink = self._ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        _log.info("loaded %s: cache of %d tokens, kernels %s", folder.path, self.cache_rows, self.native_ops)
+        if num_threads == 0 and self.num_threads < physical_cores():
+            self._try_more_threads(folder)
+        _log.info(
+            "loaded %s: %d threads%s, cache of %d tokens, kernels %s",
+            *(folder.path, self.num_threads, "" if num_threads else " by default", self.cache_rows, self.native_ops),
+        )
 
     @property
     def native_ops(self) -> dict[str, str]:
@@ -122,12 +128,24 @@ class OrtBackend(Backend):
         """An ONNX Runtime value that shares the array's memory."""
         return self._ort.OrtValue.ortvalue_from_numpy(array)
 
+    def _try_more_threads(self, folder: ModelFolder) -> None:
+        """Go on with the session of those threads that a small model runs fastest with."""
+        sessions = {self.num_threads: self._session}
+
+        def seconds(count: int) -> float:
+            self._session = sessions[count] = sessions.get(count) or self._open(folder, count)
+            return threads.request_seconds(OrtRunner(self))
+
+        self.num_threads = threads.choose(physical_cores(), seconds)
+        self._session = sessions[self.num_threads]
+
     def _open(self, folder: ModelFolder, num_threads: int) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # one plan for each shape would pile up, and shapes change all the time
         options.log_severity_level = 3
+        threads.bound_spinning(options, self._ort.__version__)
         if self._native:
             native.register(options)
         try:

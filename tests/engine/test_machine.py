@@ -114,16 +114,8 @@ def test_the_group_of_this_process_is_obeyed() -> None:
         group.mkdir()
         (group / file).write_text(limit)
         # sh joins the group and then becomes Python
-        command = [
-            "sh",
-            "-c",
-            'echo $$ > "$0" || exit 77; exec "$@"',
-            str(group / "cgroup.procs"),
-            sys.executable,
-            "-c",
-            code,
-        ]
-        run = subprocess.run(command, capture_output=True, text=True)
+        join = ["sh", "-c", 'echo $$ > "$0" || exit 77; exec "$@"', str(group / "cgroup.procs")]
+        run = subprocess.run([*join, sys.executable, "-c", code], capture_output=True, text=True)
     except OSError as error:
         pytest.skip(f"no control group can be made: {error.strerror}")
     finally:
