@@ -13,6 +13,7 @@ from cpmbee.errors import CheckpointError, ConfigError
 from cpmbee.model import CpmBee, open_checkpoint, save_checkpoint
 from cpmbee.model.cpmbee import initial_values
 from cpmbee.model.loading import tensor_from_array
+from cpmbee.model.torch_threads import suited_threads, torch_threads
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.data.source import MixtureSource
 from cpmbee.train.filling import empty_model, fill
@@ -49,8 +50,6 @@ def pretrain(
         CpmBeeError: the configuration, the data, the model or a checkpoint cannot be used.
     """
     processes = Processes.current()
-    if config.threads:
-        torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed + processes.rank)
     model, vocabulary = _start(config, processes)
     tokenizer = Tokenizer.from_file(vocabulary)
@@ -76,7 +75,10 @@ def pretrain(
     data = source(config.mixture, config.seed, processes.rank, processes.world_size)
     trainer = Trainer(model, config.training, output=output, evaluate=evaluate, on_step=on_step)
     try:
-        result = trainer.train(data, resume=resume)
+        threads = config.threads or suited_threads(sum(parameter.numel() for parameter in model.parameters()))
+        logger.info("threads of the CPU: %d", threads)
+        with torch_threads(threads):
+            result = trainer.train(data, resume=resume)
     finally:
         data.close()
     if processes.first and data.statistics.samples:
