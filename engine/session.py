@@ -148,6 +148,10 @@ class OrtBackend(Backend):
         threads.bound_spinning(options, self._ort.__version__)
         if self._native:
             native.register(options)
+        if "function" in self.native_ops.values() and (
+            reason := native.why_no_bodies(folder.precision.values(), self._ort.__version__)
+        ):
+            raise ModelFolderError(f"{folder.path}: {reason}")
         try:
             session = self._ort.InferenceSession(str(folder.model), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions have no common base but this
