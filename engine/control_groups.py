@@ -55,7 +55,7 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
         mounts = (root / "proc/self/mountinfo").read_text().splitlines()
     except (OSError, ValueError):
         return
-    paths = {}  # by controller, the group's path in its hierarchy; version 2 names none
+    paths: dict[str, str] = {}  # by controller, the group's path in its hierarchy; version 2 names none
     for line in memberships:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

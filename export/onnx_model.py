@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cpmbee import native
 from cpmbee.cache_types import CacheArrays
 from cpmbee.export.probes import GraphInputs
+from cpmbee.machine import physical_cores
 from cpmbee.onnxruntime_import import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class OnnxModel:
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
+        options.intra_op_num_threads = physical_cores()
         options.log_severity_level = 3
         if use_native:
             native.register(options)

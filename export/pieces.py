@@ -18,6 +18,7 @@ from onnx import helper
 
 from cpmbee import native
 from cpmbee.export.probes import GraphInputs
+from cpmbee.machine import physical_cores
 from cpmbee.onnxruntime_import import import_onnxruntime
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ class PiecewiseModel:
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
+        options.intra_op_num_threads = physical_cores()
         options.log_severity_level = 3
         if self._use_native:
             native.register(options)
