@@ -63,7 +63,8 @@ class OrtBackend(Backend):
         self.num_threads = num_threads or (1 if folder.weight_bytes < threads.SMALL_MODEL_BYTES else physical_cores())
         self._session = self._open(folder, self.num_threads)
         arrays = CacheArrays(self._session)
-        self.cache_rows = cache_tokens or _default_cache_rows(arrays.row_bytes)
+        self._row_bytes = arrays.row_bytes
+        self.cache_rows = cache_tokens or _default_cache_rows(self._row_bytes)
         self._caches = self._make_caches(arrays)
         self._shrink = self._ort.RunOptions()
         self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -84,7 +85,7 @@ class OrtBackend(Backend):
     @property
     def cache_bytes(self) -> int:
         """Bytes of all cache rows, row 0 (scratch) counted; memory is taken as rows are first written."""
-        return sum(int(value.tensor_size_in_bytes()) for value in self._caches.values())
+        return (self.cache_rows + 1) * self._row_bytes
 
     @contextmanager
     def runner(self) -> Iterator[Runner]:
