@@ -88,7 +88,8 @@ class Engine:
             ModelFolderError: the folder is incomplete, altered or unsafe.
             ConfigError: an argument is out of range, or the folder's configuration is.
             VocabularyError: the vocabulary does not fit the model.
-            DependencyError: ONNX Runtime is missing, or installed twice.
+            DependencyError: ONNX Runtime is missing, cannot be imported, or is installed twice.
+            InferenceError: the model cannot be run; found here only where threads are tried.
         """
         from cpmbee.folder import open_folder
         from cpmbee.session import OrtBackend
