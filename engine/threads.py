@@ -24,7 +24,7 @@ _SPIN_DURATION = (1, 26)  # the first ONNX Runtime that can be told how long
 
 
 def choose(most: int, seconds: Callable[[int], float]) -> int:
-    """The number of threads that pays.
+    """The number of threads that pays, found twice: on a busy machine one trial may be lucky.
 
     Args:
         most: that may be taken.
@@ -34,7 +34,7 @@ def choose(most: int, seconds: Callable[[int], float]) -> int:
     while best < most:
         count = min(2 * best, most)
         taken = seconds(count)
-        if taken * WORTH > shortest:
+        if taken * WORTH > shortest or seconds(count) * WORTH > seconds(best):
             break
         best, shortest = count, taken
     return best

@@ -24,9 +24,9 @@ REQUEST = {"input": "今天天气真好", "<ans>": ""}
         pytest.param(1, {1: 1.0}, 1, [1], id="one core"),
         pytest.param(8, {1: 1.0, 2: 1.2}, 1, [1, 2], id="two are slower"),
         pytest.param(8, {1: 1.0, 2: 0.9}, 1, [1, 2], id="two are hardly faster"),
-        pytest.param(8, {1: 1.0, 2: 0.6, 4: 0.55}, 2, [1, 2, 4], id="two are worth it"),
-        pytest.param(8, {1: 1.0, 2: 0.6, 4: 0.4, 8: 0.3}, 8, [1, 2, 4, 8], id="all are worth it"),
-        pytest.param(6, {1: 1.0, 2: 0.6, 4: 0.4, 6: 0.3}, 6, [1, 2, 4, 6], id="no power of two"),
+        pytest.param(8, {1: 1.0, 2: 0.6, 4: 0.55}, 2, [1, 2, 2, 1, 4], id="two are worth it"),
+        pytest.param(8, {1: 1.0, 2: 0.6, 4: 0.4, 8: 0.3}, 8, [1, 2, 2, 1, 4, 4, 2, 8, 8, 4], id="all are worth it"),
+        pytest.param(6, {1: 1.0, 2: 0.6, 4: 0.4, 6: 0.3}, 6, [1, 2, 2, 1, 4, 4, 2, 6, 6, 4], id="no power of two"),
     ],
 )
 def test_threads_are_added_as_long_as_they_pay(
@@ -40,6 +40,12 @@ def test_threads_are_added_as_long_as_they_pay(
 
     assert threads.choose(most, measure) == chosen
     assert asked == tried
+
+
+@pytest.mark.parametrize("again", [[0.9, 1.0], [0.4, 0.4]], ids=["two were lucky", "one was unlucky"])
+def test_one_lucky_trial_is_not_enough(again: list[float]) -> None:
+    trials = iter([1.0, 0.4, *again])
+    assert threads.choose(2, lambda _: next(trials)) == 1
 
 
 class CountingRunner(Runner):
@@ -97,7 +103,12 @@ def test_a_small_model_takes_the_threads_that_pay(
 
     monkeypatch.setattr(session, "physical_cores", lambda: 4)
     monkeypatch.setattr(OrtBackend, "_open", open_session)
-    monkeypatch.setattr(threads, "request_seconds", lambda _: faster ** -len(opened))
+    seconds = {1: 1.0, 2: 1 / faster, 4: 1 / faster**2}
+
+    def request_seconds(runner: Any) -> float:
+        return seconds[runner._backend._session.get_session_options().intra_op_num_threads]
+
+    monkeypatch.setattr(threads, "request_seconds", request_seconds)
     with caplog.at_level(logging.INFO, "cpmbee"):
         engine = Engine.from_pretrained(small_folder)
     assert engine.num_threads == expected
