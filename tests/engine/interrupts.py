@@ -78,7 +78,7 @@ class Calls:
     def __init__(self) -> None:
         config = tiny_config()
         self.engine = cpmbee.Engine(TableBackend(config, cache_rows=200), cpmbee.Tokenizer(VOCABULARY))
-        needed = self.engine.cache_rows(REQUESTS[0], max_new_tokens=6)
+        needed = max(self.engine.cache_rows(request, max_new_tokens=6) for request in REQUESTS)
         self.narrow = cpmbee.Engine(TableBackend(config, cache_rows=needed), cpmbee.Tokenizer(VOCABULARY))
         self.all: dict[str, Callable[[], object]] = {
             "generate": lambda: self.engine.generate(REQUESTS, max_new_tokens=4),
