@@ -57,6 +57,8 @@ def save_lora(
     if dialect not in _FILES:
         raise CheckpointError(f"{folder}: no dialect {dialect!r} of deltas; there are {', '.join(_FILES)}")
     weights, config = _FILES[dialect]
+    if not delta.plain:
+        raise CheckpointError(f"{folder}: only plain LoRA can be saved; merge a delta with DoRA or whole modules")
     kinds = {(factors.a.shape[0], factors.scale) for factors in delta.factors.values()}
     if len(kinds) != 1:
         raise CheckpointError(f"{folder}: a delta whose layers differ in rank or scale cannot be saved")

@@ -39,7 +39,7 @@ def merge_checkpoint(
         overwrite: likewise.
 
     Returns:
-        How many matrices were changed.
+        How many tensors were changed.
 
     Raises:
         CheckpointError: the delta does not fit the model, a sum is too large for the dtype, or the folder exists.
@@ -56,4 +56,4 @@ def merge_checkpoint(
     save_tensors(
         checkpoint.config, dtypes, read, folder, dialect, file_format, max_shard_bytes, checkpoint.vocab_file, overwrite
     )
-    return len(delta.factors)
+    return len(delta.factors) + len(delta.replaced)

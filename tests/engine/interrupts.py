@@ -22,7 +22,8 @@ from tests.model.factory import VOCABULARY, tiny_config
 
 TRACED = (str(Path(cpmbee.__file__).parent), *(f"{name}.py" for name in ("threading", "contextlib", "_weakrefset")))
 BACKENDS = str(Path(__file__).with_name("backends.py"))
-DELIVERING = ("CALL", "RESUME", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "FOR_ITER")
+AFTER = ("CALL", "RESUME")  # signals are looked for at the end of these, and before those jumps
+BEFORE = ("JUMP_BACKWARD", "JUMP_ABSOLUTE")
 REQUESTS = [{"input": text, "<ans>": {"a": "", "b": ""}} for text in ("今天", "ab")]
 EXAMPLES = [{"input": "天气", "<ans>": "好"}, {"input": "b", "<ans>": "c"}]
 CHOICES = [{"a": "天", "b": ""}, {"a": "", "b": "b"}]
@@ -32,11 +33,11 @@ _places: dict[CodeType, set[int]] = {}
 def places(code: CodeType) -> set[int]:
     """Offsets of the instructions before which an interrupt may come."""
     if code not in _places:
-        found, delivers = set(), True  # as the function begins
+        found, after = set(), False
         for instruction in dis.get_instructions(code):
-            if delivers:
+            if after or instruction.opname.startswith(BEFORE):
                 found.add(instruction.offset)
-            delivers = instruction.opname.startswith(DELIVERING)
+            after = instruction.opname.startswith(AFTER)
         _places[code] = found
     return _places[code]
 
