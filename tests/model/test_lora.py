@@ -241,7 +241,7 @@ def test_alphas_and_ranks_of_single_layers(tmp_path: Path) -> None:
 
 
 def test_converted_adapters_are_plain_ones(tmp_path: Path) -> None:
-    """PEFT writes ``A' = [A, A0]``, ``B' = [B, -B0]`` with twice the rank and alpha: the product is what training added."""
+    """PEFT writes ``[A, A0]`` and ``[B, -B0]`` with twice the rank and alpha: their product is what training added."""
     base = write_checkpoint(tmp_path / "base")
     generator = torch.Generator().manual_seed(8)
     state, scale = {}, ALPHA / RANK
