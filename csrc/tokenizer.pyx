@@ -172,8 +172,8 @@ cdef class Tokenizer:
             ext_table: texts that stand for ids, before the vocabulary's own.
 
         Raises:
-            TokenizeError: an id is in neither; names it. Or ``ids`` are not integers, or ``ext_table`` not a dict of ids
-                and texts.
+            TokenizeError: an id is in neither; names it. Or ``ids`` are not integers, or ``ext_table`` not a dict of
+                ids and texts.
         """
         self.require_vocabulary()
         cdef list pieces = []

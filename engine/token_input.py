@@ -1,7 +1,7 @@
 """What callers hand to a tokenizer, checked and made plain once for both implementations.
 
-Subclasses of ``str``, ``dict`` and ``int`` may run code of their own whenever they are read, compared or hashed. So each
-is read once, and what goes on is the plain object that it stood for.
+Subclasses of ``str``, ``dict`` and ``int`` may run code of their own whenever they are read, compared or hashed. So
+each is read once, and what goes on is the plain object that it stood for.
 """
 
 from __future__ import annotations
@@ -121,6 +121,6 @@ def exact_previous(
 
 
 def group_of(text: str, token_to_id: Callable[[str], int | None]) -> str:
-    """The vocabulary entry that a special or unknown token counts under: ``<mask>`` for ``<mask_3>``, else ``<unk>``."""
+    """The vocabulary entry that an extra token counts under: ``<mask>`` for ``<mask_3>``, ``<unk>`` for most."""
     group = f"<{text[1:-1].partition('_')[0]}>" if is_special(text) else "<unk>"
     return group if token_to_id(group) is not None else "<unk>"
