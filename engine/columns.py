@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cpmbee.encoding import Int32, Prompt
 from cpmbee.errors import PromptError
-
-if TYPE_CHECKING:
-    from cpmbee.encoding import Int32, Prompt
 
 SEGMENT, SAMPLE, POSITION, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET = range(7)
 NUM_COLUMNS = 7
@@ -57,8 +55,10 @@ def prompt_columns(prompt: Prompt) -> Int32:
     """The columns of an encoded request, int32[7, T].
 
     Raises:
-        PromptError: its arrays do not fit each other.
+        PromptError: it is none, or its arrays do not fit each other.
     """
+    if not isinstance(prompt, Prompt):
+        raise PromptError(f"expected an encoded Prompt, not {type(prompt).__name__}")
     size = len(prompt.input_ids)
     columns = np.zeros((NUM_COLUMNS, size), np.int32)
     given = (prompt.segment_ids, prompt.sample_ids, prompt.positions, prompt.context, prompt.num_segments)
