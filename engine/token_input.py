@@ -114,7 +114,7 @@ def exact_previous(
         list(table) != list(range(vocab_size, vocab_size + len(table)))
         or len(set(table.values())) != len(table)
         or owners != {ext_id: group_of(text, token_to_id) for ext_id, text in table.items()}
-        or any(list(subs.values()) != list(range(len(subs))) for subs in groups.values())
+        or any(not subs or list(subs.values()) != list(range(len(subs))) for subs in groups.values())
     ):
         raise not_previous(previous)
     return table, groups

@@ -28,10 +28,11 @@ class Tokenizer:
     _spelled: tuple[str, ...] = ()
 
     def __init__(self, tokens: Sequence[str]) -> None:
-        if self._tokens:
-            raise RuntimeError("a Tokenizer is built once")
         spelled = exact_tokens(tokens)
-        self._ids = check_vocabulary(spelled)
+        ids = check_vocabulary(spelled)
+        if self._tokens:  # asked here, since reading the tokens may have run any code
+            raise RuntimeError("a Tokenizer is built once")
+        self._ids = ids
         self._tokens = tuple(self._ids)
         self._spelled = spelled
         self._longest: dict[str, int] = {}  # first character -> length of the longest plain token
