@@ -188,7 +188,7 @@ cdef class TokenLayout:
 
     def copy(self, reserve=0):
         """An independent layout of the same tokens."""
-        cdef TokenLayout other = TokenLayout.__new__(type(self))
+        cdef TokenLayout other = TokenLayout.__new__(TokenLayout)
         other.segment_rel, other.rel = self.segment_rel, self.rel
         other.runs = <Run *>malloc(max(self.num_runs, 1) * sizeof(Run))
         if other.runs is NULL:

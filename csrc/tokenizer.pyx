@@ -190,7 +190,8 @@ cdef class Tokenizer:
                 pieces.append(self.decoded[self.index_of(token_id)])
         return "".join(pieces)
 
-    cdef Py_ssize_t index_of(self, object token_id) except -1:
+    @cython.final
+    cdef inline Py_ssize_t index_of(self, object token_id) except -1:
         """Where an id points among the tokens."""
         cdef int overflow = 0
         cdef long long index = PyLong_AsLongLongAndOverflow(token_id, &overflow)

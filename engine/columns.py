@@ -14,6 +14,7 @@ from cpmbee.errors import PromptError
 
 SEGMENT, SAMPLE, POSITION, CONTEXT, SPAN, NUM_SEGMENTS, REL_OFFSET = range(7)
 NUM_COLUMNS = 7
+_INT32 = np.dtype(np.int32)
 _INT32_MAX = 2**31 - 1
 
 
@@ -23,13 +24,15 @@ def int32_array(name: str, values: npt.ArrayLike) -> Int32:
     Raises:
         PromptError: ``values`` are not integers, or not of 32 bits; names them.
     """
+    if type(values) is np.ndarray and values.dtype is _INT32:
+        return values
     try:
         array = np.asarray(values)
     except (OverflowError, TypeError, ValueError):
         raise PromptError(f"{name} must be an array of integers") from None
-    if array.dtype == np.int32:
-        return array
-    if array.size and array.dtype.kind not in "biu":
+    if array.dtype in (_INT32, np.bool_):
+        return array.astype(_INT32, copy=False)
+    if array.size and array.dtype.kind not in "iu":
         raise PromptError(f"{name} must be integers, not {array.dtype}")
     if array.size and not -_INT32_MAX <= int(array.min()) <= int(array.max()) <= _INT32_MAX:
         raise PromptError(f"{name} has numbers that do not fit 32 bits")

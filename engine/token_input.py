@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
+from typing import Any, TypeVar
 
 from cpmbee.encoding import EncodedData
 from cpmbee.errors import VocabularyError
@@ -16,6 +17,7 @@ from cpmbee.text_errors import not_an_ext_table, not_an_id, not_ids, not_previou
 from cpmbee.vocabulary import MAX_TOKENS, is_special
 
 _INT32_MAX = 2**31 - 1
+_Value = TypeVar("_Value")
 
 
 def exact_text(text: object) -> str:
@@ -66,13 +68,21 @@ def exact_ext_table(given: Mapping[int, str] | None) -> dict[int, str]:
     if given is None:
         return {}
     try:
-        pairs = dict(given)
-        table = {exact_id(token_id): exact_text(text) for token_id, text in pairs.items()}
+        table = dict(given) if _is_exact(given, str) else _exact_items(given, exact_text)
     except (TypeError, ValueError):  # of dict(), or a TokenizeError
         raise not_an_ext_table(given) from None
-    if not all(0 <= token_id <= _INT32_MAX for token_id in table):
+    if table and not 0 <= min(table) <= max(table) <= _INT32_MAX:
         raise not_an_ext_table(given)
     return table
+
+
+def _is_exact(table: object, kind: type) -> bool:
+    """Whether there is nothing in a dict that could run code of its own."""
+    return type(table) is dict and {*map(type, table)} <= {int} and {*map(type, table.values())} <= {kind}
+
+
+def _exact_items(table: Any, exact_value: Callable[[object], _Value]) -> dict[int, _Value]:
+    return {exact_id(token_id): exact_value(value) for token_id, value in dict(table).items()}
 
 
 def exact_tokens(tokens: Iterable[str]) -> tuple[str, ...]:
@@ -104,7 +114,7 @@ def exact_previous(
     try:
         table = exact_ext_table(previous.ext_table)
         groups = {
-            exact_text(group): {exact_id(ext_id): exact_id(sub) for ext_id, sub in dict(subs).items()}
+            exact_text(group): dict(subs) if _is_exact(subs, int) else _exact_items(subs, exact_id)
             for group, subs in dict(previous.token_id_table).items()
         }
     except (AttributeError, TypeError, ValueError):
