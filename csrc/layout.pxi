@@ -193,7 +193,8 @@ cdef class TokenLayout:
         other.runs = <Run *>malloc(max(self.num_runs, 1) * sizeof(Run))
         if other.runs is NULL:
             raise MemoryError("no memory for the token layout")
-        memcpy(other.runs, self.runs, self.num_runs * sizeof(Run))
+        if self.num_runs:  # else there may be no memory to copy from
+            memcpy(other.runs, self.runs, self.num_runs * sizeof(Run))
         other.num_runs, other.capacity, other.length = self.num_runs, max(self.num_runs, 1), self.length
         return other
 

@@ -30,7 +30,7 @@ def exact_text(text: object) -> str:
         return text
     if not issubclass(type(text), str):
         raise not_text(text)
-    return str.__str__(text)
+    return str.__str__(text)  # whatever __str__ of a subclass says
 
 
 def exact_id(token_id: object) -> int:
