@@ -1,0 +1,224 @@
+"""Whether a graph is one that an export may have written: then nothing in it can harm the runtime that loads it.
+
+Types and shapes of all values are worked out from the configuration and the operators' rules. So what a node computes
+is bounded by the model's own sizes, whatever the folder says.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Mapping
+
+from cpmbee.cache_types import CacheType, cache_names
+from cpmbee.config import ModelConfig
+from cpmbee.graph_operators import MAX_RANK, Call, Operator
+from cpmbee.graph_ops import CONTRIB, DOMAIN, PRESENT, cache_value
+from cpmbee.graph_proto import FLOAT, INT16, INT32, INT64, ITEM_SIZES, Model, Node, Tensor, ValueInfo
+from cpmbee.graph_rules import GraphRules, body_hash
+from cpmbee.graph_values import Size, Value, product, shown, total
+
+IR_VERSION, OPSET, CONTRIB_VERSION = 9, 18, 1
+INPUTS: dict[str, tuple[int, str]] = {  # dtype, and a symbol for each axis
+    "input_ids": (INT32, "BQ"),
+    "input_subs": (INT32, "BQ"),
+    "relation": (INT16, "BQK"),
+    "slots": (INT32, "BK"),
+    "new_slots": (INT32, "BQ"),
+    "logits_index": (INT32, "BR"),
+    "ext_ids": (INT32, "E"),
+    "ext_subs": (INT32, "E"),
+}
+LOGITS = "logits"
+_LAST_OF_LOGITS = "V_plus_E"
+_NODES_BESIDE_BLOCKS = 64  # embedding, extension vocabulary, head
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_./]*")  # those that a runtime makes up itself begin with an underscore
+_LONGEST_NAME = 200
+
+
+def check_graph(model: Model, config: ModelConfig, cache: CacheType, ops_version: int, rules: GraphRules) -> None:
+    """Refuse a model whose graph no export writes for a configuration.
+
+    Args:
+        model: what the file holds.
+        config: of the model.
+        cache: how its cache rows are stored.
+        ops_version: of our own operators.
+        rules: what it may hold.
+
+    Raises:
+        ValueError: says what is wrong, and at which node.
+    """
+    opsets = {"": OPSET, CONTRIB: CONTRIB_VERSION, DOMAIN: ops_version}
+    if model.ir_version != IR_VERSION or sorted(model.opsets) != sorted(opsets.items()):
+        raise ValueError(f"it is written in IR version {model.ir_version} with operator sets {dict(model.opsets)}")
+    _Checker(model, config, cache, rules).check()
+
+
+class _Checker:
+    """Goes through a graph once, node by node, with all values that are known so far."""
+
+    def __init__(self, model: Model, config: ModelConfig, cache: CacheType, rules: GraphRules) -> None:
+        self.model = model
+        self.config = config
+        self.cache = cache
+        self.rules = rules
+        self.values: dict[str, Value] = {}
+        self.cast: set[str] = set()  # tensors of the file that a node casts
+        self.variants = self._variants()
+        width = max(3 * config.attention_dim, 2 * config.dim_ff, config.hidden_size)
+        self.width = width  # of what there is for every token
+        self.row_width = max(width, config.vocab_size)  # of what there is only where logits are wanted
+        logits = total(Size(config.vocab_size), Size(1, ("E",)))
+        self.symbols = {"B", "Q", "R", "E", *logits.symbols}
+        self.logits = Value(FLOAT, (Size(1, ("B",)), Size(1, ("R",)), logits))
+
+    def check(self) -> None:
+        blocks = len(self.config.attention_layers) + len(self.config.ffn_layers)
+        most = self.rules.nodes_per_block * blocks + _NODES_BESIDE_BLOCKS
+        if len(self.model.nodes) > most or len(self.model.initializers) > 2 * most:
+            raise ValueError(
+                f"{len(self.model.nodes)} nodes and {len(self.model.initializers)} tensors are too many for {blocks} "
+                "blocks"
+            )
+        inputs = {name: Value(dtype, _symbols(axes), source=name) for name, (dtype, axes) in INPUTS.items()}
+        inputs |= {name: cache_value(name, self.config, self.cache) for name in cache_names(self.config, self.cache)}
+        outputs = {LOGITS: self.logits}
+        outputs |= {f"{PRESENT}{name}": value for name, value in inputs.items() if name not in INPUTS}
+        _check_declared(self.model.inputs, inputs, "input")
+        _check_declared(self.model.outputs, outputs, "output")
+        for name, value in inputs.items():
+            self._define(name, value)
+        for tensor in self.model.initializers:
+            self._define(tensor.name, _stored(tensor, self.rules, self.config))
+        for node in self.model.nodes:
+            try:
+                self._node(node)
+            except ValueError as error:
+                raise ValueError(f"node {node.op} ({', '.join(node.outputs)[:_LONGEST_NAME]}): {error}") from None
+        for name, value in outputs.items():
+            found = self.values.get(name)
+            if found is None or found[:2] != value[:2]:
+                raise ValueError(f"output {name} is {found and shown(found.shape)} and should be {shown(value.shape)}")
+
+    def _variants(self) -> dict[str, str]:
+        """For each operator that the file has a body of, which of ours it is."""
+        variants = {}
+        for function in self.model.functions:
+            known = self.rules.bodies.get(function.name, {}) if function.domain == DOMAIN else {}
+            found = body_hash(function)
+            variant = next((variant for variant, hashes in known.items() if found in hashes), None)
+            if variant is None or function.name in variants:
+                raise ValueError(f"function {function.name[:_LONGEST_NAME]} is not one that an export writes")
+            variants[function.name] = variant
+        return variants
+
+    def _define(self, name: str, value: Value) -> None:
+        if name in self.values:
+            raise ValueError(f"two values are called {name}")
+        if len(name) > _LONGEST_NAME or not _NAME.fullmatch(name):
+            raise ValueError(f"a value is called {name[:_LONGEST_NAME]!r}")
+        self.values[name] = value
+
+    def _node(self, node: Node) -> None:
+        operator = self.rules.operators.get((node.domain, node.op))
+        if operator is None:
+            raise ValueError(f"no export writes this operator of domain {node.domain!r}")
+        _check_form(node, operator)
+        inputs = []
+        for place, name in enumerate(node.inputs):
+            value = self.values.get(name)
+            if value is None:
+                raise ValueError(f"its input {name[:_LONGEST_NAME]!r} is not there yet")
+            if place not in operator.either and value.stored != (place in operator.stored):
+                raise ValueError(f"its input {name} is {'' if value.stored else 'not '}a tensor of the file")
+            inputs.append(value)
+        call = Call(node, tuple(inputs), self.config, self.cache)
+        if node.domain == DOMAIN:
+            variant = operator.variant(call) if operator.variant else ""
+            if self.variants.get(node.op) != variant:
+                raise ValueError(f"the file has no body for it{variant and f' that is made for {variant}'}")
+        if node.op == "Cast" and inputs[0].stored:  # each makes a copy of the tensor
+            if node.inputs[0] in self.cast:
+                raise ValueError(f"{node.inputs[0]} is cast twice")
+            self.cast.add(node.inputs[0])
+        values = operator.infer(call)
+        for name, value in zip(node.outputs, values, strict=True):
+            if (value is None) != (not name):
+                raise ValueError(f"its outputs are {', '.join(node.outputs)}")
+            if value is not None:
+                if not value.stored and not name.startswith(PRESENT):
+                    self._check_size(value)
+                self._define(name, value)
+
+    def _check_size(self, value: Value) -> None:
+        """Refuse what is larger than anything that the model computes."""
+        whole = product(value.shape)
+        width = self.width if "Q" in whole.symbols else self.row_width
+        if (
+            len(value.shape) > MAX_RANK
+            or not self.symbols.issuperset(whole.symbols)
+            or len(set(whole.symbols)) < len(whole.symbols)
+            or whole.number > width
+        ):
+            raise ValueError(f"it computes {shown(value.shape)}, which is nothing of this model")
+
+
+def _symbols(axes: Iterable[str]) -> tuple[Size, ...]:
+    return tuple(Size(1, (axis,)) for axis in axes)
+
+
+def _check_declared(declared: Iterable[ValueInfo], expected: Mapping[str, Value], what: str) -> None:
+    """Refuse inputs or outputs that are not those which the engine binds."""
+    found: dict[str, ValueInfo] = {}
+    for value in declared:
+        if value.name in found or value.name not in expected:
+            raise ValueError(f"it has an {what} {value.name[:_LONGEST_NAME]!r} too many")
+        found[value.name] = value
+    if missing := [name for name in expected if name not in found]:
+        raise ValueError(f"it has no {what} {', '.join(missing[:9])}")
+    for name, value in expected.items():
+        dims = tuple(size.symbols[0] if size.symbols else size.number for size in value.shape)
+        if name == LOGITS:
+            dims = (*dims[:-1], _LAST_OF_LOGITS)
+        if found[name][1:] != (value.dtype, dims):
+            raise ValueError(f"its {what} {name} is declared as {found[name].dims}, and should be {dims}")
+
+
+def _check_form(node: Node, operator: Operator) -> None:
+    """Refuse a node with other attributes or other numbers of inputs and outputs than its operator has."""
+    for what, names, allowed in (("inputs", node.inputs, operator.inputs), ("outputs", node.outputs, operator.outputs)):
+        if len(names) != allowed and not (isinstance(allowed, tuple) and len(names) in allowed):
+            raise ValueError(f"it has {len(names)} {what}")
+    if operator.attributes is None:
+        return
+    if node.attributes.keys() != operator.attributes.keys():
+        raise ValueError(f"it has the attributes {', '.join(sorted(node.attributes))[:_LONGEST_NAME] or 'none'}")
+    for name, kind in operator.attributes.items():
+        if type(node.attributes[name]) is not kind:
+            raise ValueError(f"its attribute {name} is of another type")
+
+
+def _stored(tensor: Tensor, rules: GraphRules, config: ModelConfig) -> Value:
+    """What a tensor of the file is; where the data of an external one lies is looked at elsewhere."""
+    shape = tuple(map(Size, tensor.dims))
+    if tensor.external:
+        if tensor.dtype not in rules.dtypes or not 1 <= len(shape) <= MAX_RANK or min(tensor.dims) < 1:
+            raise ValueError(f"tensor {tensor.name[:_LONGEST_NAME]} has type {tensor.dtype} and shape {shown(shape)}")
+        return Value(tensor.dtype, shape, stored=True, source=tensor.name)
+    numbers = tensor.dims[0] if tensor.dims else 1
+    size = len(tensor.data or b"")
+    if (
+        tensor.dtype not in (FLOAT, INT64)
+        or len(shape) > 1
+        or not 1 <= numbers <= config.hidden_size
+        or size != numbers * ITEM_SIZES[tensor.dtype]
+    ):
+        raise ValueError(
+            f"tensor {tensor.name[:_LONGEST_NAME]} has type {tensor.dtype}, shape {shown(shape)} and {size} bytes in "
+            "the graph"
+        )
+    content = None
+    if tensor.dtype == INT64 and shape:
+        content = tuple(map(Size, struct.unpack(f"<{numbers}q", tensor.data or b"")))
+    return Value(tensor.dtype, shape, content, stored=True, source=tensor.name)
