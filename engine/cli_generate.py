@@ -16,6 +16,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from cpmbee.cli_options import add_generation_options
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.generation_config import GenerationConfig
@@ -105,16 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=_not_negative, default=0, metavar="N", help="threads; 0 is one for each physical core")
     add("--cache-tokens", type=_not_negative, default=0, metavar="N", help="tokens of all requests at a time")
     add("--verify-hashes", action="store_true", help="check the weights file, however large it is")
-    group = parser.add_argument_group("generation (defaults: the model's generation_config.json)")
-    add = group.add_argument
-    add("--beam-size", type=int, metavar="N", help="beams; 1 is greedy search")
-    add("--max-new-tokens", type=int, metavar="N", help="budget over all answers of a request")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 to avoid tokens written before")
-    add("--repetition-window", type=int, metavar="N", help="how many of the last tokens the penalty looks at")
-    add("--temperature", type=float, metavar="X", help="sample with this temperature")
-    add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
-    add("--top-p", type=float, metavar="X", help="sample among the likeliest tokens that reach this probability")
-    add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add_generation_options(parser, "generation (defaults: the model's generation_config.json)")
     return parser
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 from cpmbee.graph_proto import ITEM_SIZES, Tensor
@@ -37,7 +38,7 @@ def places(tensors: Iterable[Tensor]) -> list[Place]:
             over another.
     """
     found = sorted(_place(tensor) for tensor in tensors if tensor.external)
-    for first, second in zip(found, found[1:], strict=False):
+    for first, second in pairwise(found):
         if first.location == second.location and second.begin < first.end:
             raise ValueError(f"two tensors lie at {second.begin} in {second.location[:80]}")
     return found

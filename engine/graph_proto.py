@@ -1,7 +1,6 @@
-"""Reads a serialized ONNX model without the onnx package: what protobuf would see, or a refusal.
+"""Reads a serialized ONNX model without the onnx package, as far as exports write one; the rest is refused.
 
-ONNX Runtime must not find anything in the bytes that was not looked at, so what this reader does not know, what occurs
-twice where one is meant, and what protobuf would cut or interpret is refused. Each byte is read once.
+There are no subgraphs, sparse tensors, training information or metadata, and so no fields for them.
 """
 
 from __future__ import annotations
@@ -9,6 +8,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from cpmbee import wire_format
+from cpmbee.wire_format import STRING, Field, Format
 
 FLOAT, UINT8, INT8, INT16, INT32, INT64, FLOAT16 = 1, 2, 3, 5, 6, 7, 10  # of TensorProto.DataType
 ITEM_SIZES = {FLOAT: 4, UINT8: 1, INT8: 1, INT16: 2, INT32: 4, INT64: 8, FLOAT16: 2}
@@ -22,71 +24,67 @@ DTYPE_NAMES = {
     FLOAT16: "float16",
 }
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_INT32, _INT64, _FLOAT, _STRING, _RAW = "int32", "int64", "float", "string", "bytes"
-_WIRES = {_INT32: _VARINT, _INT64: _VARINT, _FLOAT: _FIXED32}  # all else is a string of bytes
-_MESSAGES: dict[str, dict[int, tuple[str, str]]] = {
-    # message: field number -> (name, type); a name that ends in * may occur many times
+_MESSAGES = {
     "Model": {
-        1: ("ir_version", _INT64),
-        2: ("producer_name", _STRING),
-        3: ("producer_version", _STRING),
-        7: ("graph", "Graph"),
-        8: ("opset_import*", "Opset"),
-        25: ("functions*", "Function"),
+        1: Field("ir_version", wire_format.INT64),
+        2: Field("producer_name", STRING),
+        3: Field("producer_version", STRING),
+        7: Field("graph", "Graph"),
+        8: Field("opset_import", "Opset", many=True),
+        25: Field("functions", "Function", many=True),
     },
-    "Opset": {1: ("domain", _STRING), 2: ("version", _INT64)},
+    "Opset": {1: Field("domain", STRING), 2: Field("version", wire_format.INT64)},
     "Graph": {
-        1: ("node*", "Node"),
-        2: ("name", _STRING),
-        5: ("initializer*", "Tensor"),
-        11: ("input*", "Value"),
-        12: ("output*", "Value"),
+        1: Field("node", "Node", many=True),
+        2: Field("name", STRING),
+        5: Field("initializer", "Tensor", many=True),
+        11: Field("input", "Value", many=True),
+        12: Field("output", "Value", many=True),
     },
     "Function": {
-        1: ("name", _STRING),
-        4: ("input*", _STRING),
-        5: ("output*", _STRING),
-        6: ("attribute*", _STRING),
-        7: ("node*", "Node"),
-        9: ("opset_import*", "Opset"),
-        10: ("domain", _STRING),
+        1: Field("name", STRING),
+        4: Field("input", STRING, many=True),
+        5: Field("output", STRING, many=True),
+        6: Field("attribute", STRING, many=True),
+        7: Field("node", "Node", many=True),
+        9: Field("opset_import", "Opset", many=True),
+        10: Field("domain", STRING),
     },
     "Node": {
-        1: ("input*", _STRING),
-        2: ("output*", _STRING),
-        3: ("name", _STRING),
-        4: ("op_type", _STRING),
-        5: ("attribute*", "Attribute"),
-        7: ("domain", _STRING),
+        1: Field("input", STRING, many=True),
+        2: Field("output", STRING, many=True),
+        3: Field("name", STRING),
+        4: Field("op_type", STRING),
+        5: Field("attribute", "Attribute", many=True),
+        7: Field("domain", STRING),
     },
     "Attribute": {
-        1: ("name", _STRING),
-        2: ("f", _FLOAT),
-        3: ("i", _INT64),
-        4: ("s", _STRING),
-        5: ("t", "Tensor"),
-        8: ("ints*", _INT64),
-        20: ("type", _INT32),
-        21: ("reference", _STRING),
+        1: Field("name", STRING),
+        2: Field("f", wire_format.FLOAT),
+        3: Field("i", wire_format.INT64),
+        4: Field("s", STRING),
+        5: Field("t", "Tensor"),
+        8: Field("ints", wire_format.INT64, many=True),
+        20: Field("type", wire_format.INT32),
+        21: Field("reference", STRING),
     },
     "Tensor": {
-        1: ("dims*", _INT64),
-        2: ("data_type", _INT32),
-        4: ("float_data*", _FLOAT),
-        5: ("int32_data*", _INT32),
-        7: ("int64_data*", _INT64),
-        8: ("name", _STRING),
-        9: ("raw_data", _RAW),
-        13: ("external_data*", "Entry"),
-        14: ("data_location", _INT32),
+        1: Field("dims", wire_format.INT64, many=True),
+        2: Field("data_type", wire_format.INT32),
+        4: Field("float_data", wire_format.FLOAT, many=True),
+        5: Field("int32_data", wire_format.INT32, many=True),
+        7: Field("int64_data", wire_format.INT64, many=True),
+        8: Field("name", STRING),
+        9: Field("raw_data", wire_format.BYTES),
+        13: Field("external_data", "Entry", many=True),
+        14: Field("data_location", wire_format.INT32),
     },
-    "Entry": {1: ("key", _STRING), 2: ("value", _STRING)},
-    "Value": {1: ("name", _STRING), 2: ("type", "Type")},
-    "Type": {1: ("tensor_type", "TensorType")},
-    "TensorType": {1: ("elem_type", _INT32), 2: ("shape", "Shape")},
-    "Shape": {1: ("dim*", "Dim")},
-    "Dim": {1: ("value", _INT64), 2: ("param", _STRING)},
+    "Entry": {1: Field("key", STRING), 2: Field("value", STRING)},
+    "Value": {1: Field("name", STRING), 2: Field("type", "Type")},
+    "Type": {1: Field("tensor_type", "TensorType")},
+    "TensorType": {1: Field("elem_type", wire_format.INT32), 2: Field("shape", "Shape")},
+    "Shape": {1: Field("dim", "Dim", many=True)},
+    "Dim": {1: Field("value", wire_format.INT64), 2: Field("param", STRING)},
 }
 
 
@@ -171,129 +169,18 @@ def read_model(data: bytes) -> Model:
     Raises:
         ValueError: the bytes are damaged, or hold something that no export writes; says what.
     """
-    try:
-        return _model(_message(data, 0, len(data), "Model"))
-    except (IndexError, struct.error):
-        raise ValueError("cut off") from None
-    except UnicodeDecodeError:
-        raise ValueError("a name is not UTF-8") from None
+    model: Model = _FORMAT.read(data, "Model")
+    return model
 
 
-class _Field(NamedTuple):
-    name: str
-    type: str
-    many: bool
-    packed: bool  # several numbers in one string of bytes
+def read_function(data: bytes) -> Function:
+    """The function in serialized bytes.
 
-
-def _keys(fields: Mapping[int, tuple[str, str]]) -> dict[int, _Field]:
-    """Fields by what stands before them in the file: number and wire type."""
-    keys = {}
-    for number, (name, kind) in fields.items():
-        many, wire = name.endswith("*"), _WIRES.get(kind, _BYTES)
-        keys[number << 3 | wire] = _Field(name.rstrip("*"), kind, many, packed=False)
-        if many and wire != _BYTES:
-            keys[number << 3 | _BYTES] = _Field(name.rstrip("*"), kind, many, packed=True)
-    return keys
-
-
-_KEYS = {message: _keys(fields) for message, fields in _MESSAGES.items()}
-_MANY = {
-    message: [name.rstrip("*") for name, _ in fields.values() if name.endswith("*")]
-    for message, fields in _MESSAGES.items()
-}
-
-
-def _message(data: bytes, at: int, end: int, message: str) -> dict[str, Any]:
-    """The fields of a message by name; those that may occur many times as lists."""
-    keys = _KEYS[message]
-    found: dict[str, Any] = {name: [] for name in _MANY[message]}
-    value: Any
-    while at < end:
-        key = data[at]
-        at += 1
-        if key > 0x7F:
-            key, at = _varint(data, at - 1)
-        field = keys.get(key)
-        if field is None:
-            raise ValueError(f"{message} has a field {key >> 3} of wire type {key & 7}, which no export writes")
-        name, kind, many, packed = field
-        if key & 7 == _BYTES:
-            size = data[at]
-            at += 1
-            if size > 0x7F:
-                size, at = _varint(data, at - 1)
-            stop = at + size
-            if stop > end:
-                raise ValueError("cut off")
-            if kind == _STRING:
-                value = str(data[at:stop], "utf-8")
-            elif packed:
-                found[name] += _numbers(data, at, stop, kind)
-                at = stop
-                continue
-            elif kind == _RAW:
-                value = data[at:stop]
-            else:
-                value = _BUILD.get(kind, _same)(_message(data, at, stop, kind))
-            at = stop
-        else:
-            value, at = _number(data, at, kind)
-        if many:
-            found[name].append(value)
-        elif name in found:
-            raise ValueError(f"{message} has two values for {name}")
-        else:
-            found[name] = value
-    if at > end:
-        raise ValueError("cut off")
-    return found
-
-
-def _numbers(data: bytes, at: int, end: int, kind: str) -> list[int | float]:
-    values = []
-    while at < end:
-        value, at = _number(data, at, kind)
-        values.append(value)
-    if at > end:
-        raise ValueError("cut off")
-    return values
-
-
-def _number(data: bytes, at: int, kind: str) -> tuple[int | float, int]:
-    if kind == _FLOAT:
-        (real,) = struct.unpack_from("<f", data, at)
-        return real, at + 4
-    value = data[at]
-    at += 1
-    if value > 0x7F:
-        value, at = _varint(data, at - 1)
-        if value >= 1 << 63:
-            value -= 1 << 64
-    if kind == _INT32 and not -1 << 31 <= value < 1 << 31:  # protobuf would cut it
-        raise ValueError("a number is too large")
-    return value, at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            if not byte and shift:
-                raise ValueError("a number is longer than it need be")
-            if value >> 64:
-                raise ValueError("a number is too long")
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number is too long")
-
-
-def _same(found: dict[str, Any]) -> dict[str, Any]:
-    return found
+    Raises:
+        ValueError: as `read_model`.
+    """
+    function: Function = _FORMAT.read(data, "Function")
+    return function
 
 
 def _model(found: dict[str, Any]) -> Model:
@@ -385,11 +272,15 @@ def _value(found: dict[str, Any]) -> ValueInfo:
     return ValueInfo(name, tensor.get("elem_type", 0), tuple(dims))
 
 
-_BUILD = {
-    "Opset": _opset,
-    "Function": _function,
-    "Node": _node,
-    "Attribute": _attribute,
-    "Tensor": _tensor,
-    "Value": _value,
-}
+_FORMAT = Format(
+    _MESSAGES,
+    {
+        "Model": _model,
+        "Opset": _opset,
+        "Function": _function,
+        "Node": _node,
+        "Attribute": _attribute,
+        "Tensor": _tensor,
+        "Value": _value,
+    },
+)

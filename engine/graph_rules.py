@@ -77,21 +77,15 @@ def _plain(value: Attribute) -> Any:
 # that exist.
 _BODIES: Bodies = {
     "AddRMSNorm": {
-        "": (
-            "16e4ab6dcef6a3dd4c0c75ed565ffad39064ec8322a8cee0894a087f36e74745",
-        ),
+        "": ("16e4ab6dcef6a3dd4c0c75ed565ffad39064ec8322a8cee0894a087f36e74745",),
     },
     "BucketedAttention": {
-        "fp16": (
-            "b27497e56ef47748956096b99f64c909be69eaa5bd6d6cec3349dabe434cead4",
-        ),
+        "fp16": ("b27497e56ef47748956096b99f64c909be69eaa5bd6d6cec3349dabe434cead4",),
         "fp32": (
             "fa0b4bcd5b00dfd4bf84df60ac02c19835152cd3e43febc6b398e09839ad169d",
             "5aaca6d848ac9fb1c44f7865fbeb9868f9a0b7dc1cf89380df0cecee2aa98787",
         ),
-        "int8": (
-            "3dd1c1fed2e03fd278c69744662ee06b31d012190e7cfcafdea4e8554e1eef7a",
-        ),
+        "int8": ("3dd1c1fed2e03fd278c69744662ee06b31d012190e7cfcafdea4e8554e1eef7a",),
     },
     "BucketedPositionBias": {
         "": (
@@ -100,17 +94,11 @@ _BODIES: Bodies = {
         ),
     },
     "GatedGelu": {
-        "": (
-            "58ff6e61f021fc987eb991255e5a2f409d38fb84d087e86cfdfacdfbe8da91b9",
-        ),
+        "": ("58ff6e61f021fc987eb991255e5a2f409d38fb84d087e86cfdfacdfbe8da91b9",),
     },
     "QuantizedEmbedding": {
-        "4": (
-            "e7e1b5e435cce8f1d1937b326b397f7266198ba47bf35e1d42a96fdd97b2d0c3",
-        ),
-        "8": (
-            "de3465136834fdb7068f7b1fa4a2592dc8867a373220f7b6ff3f1fa9e29c1dd6",
-        ),
+        "4": ("e7e1b5e435cce8f1d1937b326b397f7266198ba47bf35e1d42a96fdd97b2d0c3",),
+        "8": ("de3465136834fdb7068f7b1fa4a2592dc8867a373220f7b6ff3f1fa9e29c1dd6",),
     },
     "QuantizedLinear": {
         "": (
@@ -119,17 +107,11 @@ _BODIES: Bodies = {
         ),
     },
     "RMSNorm": {
-        "": (
-            "7e8b1a4877a36ac307f66b6595cc0afa28e47577e32ea745c1b72bfd9a60b4bc",
-        ),
+        "": ("7e8b1a4877a36ac307f66b6595cc0afa28e47577e32ea745c1b72bfd9a60b4bc",),
     },
     "SubscriptRotation": {
-        "0": (
-            "f232e4296678894e2f96ba67924faeb53119d5ccaf8b8c497f959dbf4bdb3384",
-        ),
-        "1": (
-            "6019f7497d65877c69e23c633e31cb3c4e30ad2226447c3cd24772a1a960ee48",
-        ),
+        "0": ("f232e4296678894e2f96ba67924faeb53119d5ccaf8b8c497f959dbf4bdb3384",),
+        "1": ("6019f7497d65877c69e23c633e31cb3c4e30ad2226447c3cd24772a1a960ee48",),
     },
 }
 RULES: dict[int, GraphRules] = {
