@@ -189,12 +189,12 @@ def _model(found: dict[str, Any]) -> Model:
         raise ValueError("there is no graph")
     return Model(
         found.get("ir_version", 0),
-        tuple(found["opset_import"]),
-        tuple(found["functions"]),
-        tuple(graph["node"]),
-        tuple(graph["initializer"]),
-        tuple(graph["input"]),
-        tuple(graph["output"]),
+        tuple(found.get("opset_import", ())),
+        tuple(found.get("functions", ())),
+        tuple(graph.get("node", ())),
+        tuple(graph.get("initializer", ())),
+        tuple(graph.get("input", ())),
+        tuple(graph.get("output", ())),
     )
 
 
@@ -206,19 +206,20 @@ def _function(found: dict[str, Any]) -> Function:
     return Function(
         found.get("domain", ""),
         found.get("name", ""),
-        tuple(found["input"]),
-        tuple(found["output"]),
-        tuple(found["attribute"]),
-        tuple(found["opset_import"]),
-        tuple(found["node"]),
+        tuple(found.get("input", ())),
+        tuple(found.get("output", ())),
+        tuple(found.get("attribute", ())),
+        tuple(found.get("opset_import", ())),
+        tuple(found.get("node", ())),
     )
 
 
 def _node(found: dict[str, Any]) -> Node:
-    attributes = dict(found["attribute"])
-    if len(attributes) != len(found["attribute"]):
+    pairs = found.get("attribute", ())
+    attributes = dict(pairs)
+    if len(attributes) != len(pairs):
         raise ValueError("a node has an attribute twice")
-    op, inputs, outputs = found.get("op_type", ""), tuple(found["input"]), tuple(found["output"])
+    op, inputs, outputs = found.get("op_type", ""), tuple(found.get("input", ())), tuple(found.get("output", ()))
     return Node(found.get("domain", ""), op, inputs, outputs, attributes)
 
 
@@ -229,9 +230,8 @@ _VALUE_FIELDS = {_FLOAT_TYPE: "f", _INT_TYPE: "i", _STRING_TYPE: "s", _TENSOR_TY
 def _attribute(found: dict[str, Any]) -> tuple[str, Attribute]:
     name, kind = found.pop("name", ""), found.pop("type", 0)
     field = "reference" if "reference" in found else _VALUE_FIELDS.get(kind)
-    ints = tuple(found.pop("ints"))
-    if ints or field == "ints":
-        found["ints"] = ints
+    if "ints" in found:
+        found["ints"] = tuple(found["ints"])
     if len(found) != 1 or field not in found:
         raise ValueError(f"attribute {name} has no value of its type {kind}, or more than one")
     value: Attribute = Reference(found[field], kind) if field == "reference" else found[field]
@@ -243,10 +243,10 @@ _DATA_FORMATS |= {UINT8: ("int32_data", "B")}
 
 
 def _tensor(found: dict[str, Any]) -> Tensor:
-    name, dtype, dims = found.get("name", ""), found.get("data_type", 0), tuple(found["dims"])
-    external = tuple((entry.get("key", ""), entry.get("value", "")) for entry in found["external_data"])
+    name, dtype, dims = found.get("name", ""), found.get("data_type", 0), tuple(found.get("dims", ()))
+    external = tuple((entry.get("key", ""), entry.get("value", "")) for entry in found.get("external_data", ()))
     data = found.get("raw_data")
-    lists = [field for field in ("float_data", "int32_data", "int64_data") if found[field]]
+    lists = [field for field in ("float_data", "int32_data", "int64_data") if field in found]
     if lists and data is None:
         field, letter = _DATA_FORMATS.get(dtype, ("", ""))
         if lists != [field]:
@@ -265,7 +265,7 @@ def _value(found: dict[str, Any]) -> ValueInfo:
     if "shape" not in tensor:
         raise ValueError(f"{name} is declared without a shape")
     dims = []
-    for dim in tensor["shape"]["dim"]:
+    for dim in tensor["shape"].get("dim", ()):
         if len(dim) != 1:
             raise ValueError(f"{name} is declared with a size that is not one number or one name")
         dims.extend(dim.values())

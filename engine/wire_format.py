@@ -36,15 +36,14 @@ class Format:
 
     Args:
         messages: for each message its fields by number.
-        build: what becomes of a message's fields, which are given by name, those that may occur many times as lists;
-            without an entry, they are kept as they are.
+        build: what becomes of the fields that a message has, by name, those that may occur many times as lists; without
+            an entry, they are kept as they are.
     """
 
     def __init__(
         self, messages: Mapping[str, Mapping[int, Field]], build: Mapping[str, Callable[[dict[str, Any]], Any]]
     ) -> None:
         self._keys = {message: _keys(fields) for message, fields in messages.items()}
-        self._many = {message: [f.name for f in fields.values() if f.many] for message, fields in messages.items()}
         self._build = build
 
     def read(self, data: bytes, message: str) -> Any:
@@ -64,7 +63,7 @@ class Format:
         if next(numbers) > MAX_MESSAGES:
             raise ValueError(f"more than {MAX_MESSAGES} messages")
         keys = self._keys[message]
-        found: dict[str, Any] = {name: [] for name in self._many[message]}
+        found: dict[str, Any] = {}
         value: Any
         while at < end:
             key = data[at]
@@ -88,7 +87,7 @@ class Format:
                 elif kind == BYTES:
                     value = data[at:stop]
                 elif kind in _WIRES:  # several numbers
-                    found[name] += _numbers(data, at, stop, kind)
+                    found.setdefault(name, []).extend(_numbers(data, at, stop, kind))
                     at = stop
                     continue
                 else:
@@ -97,7 +96,10 @@ class Format:
             else:
                 value, at = _number(data, at, kind)
             if many:
-                found[name].append(value)
+                if name in found:
+                    found[name].append(value)
+                else:
+                    found[name] = [value]
             elif name in found:
                 raise ValueError(f"{message} has two values for {name}")
             else:
