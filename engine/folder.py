@@ -104,7 +104,9 @@ def open_folder(
     try:
         check_graph(model, config, cache, manifest["ops"]["version"], rules[manifest["schema_version"]])
     except ValueError as error:
-        raise ModelFolderError(f"{folder / GRAPH}: not a graph that cpmbee export writes ({error})") from None
+        raise ModelFolderError(
+            f"{folder / GRAPH}: not a graph that cpmbee export writes for this config.json ({error})"
+        ) from None
     _require_regular(folder / DEFAULTS)
     defaults = GenerationConfig.from_file(folder / DEFAULTS)
     return ModelFolder(
@@ -254,14 +256,16 @@ def _graph(folder: Path, files: Mapping[str, Any]) -> Model:
         model = read_model(content)
         tensors = places(model.initializers)
     except ValueError as error:
-        raise ModelFolderError(f"{path}: not an ONNX model of an export, or a damaged one ({error})") from None
-    for place in tensors:
-        _check_inside(folder, place.location, path.name)
-        if place.location not in files:
-            raise ModelFolderError(f"{path}: its data file {place.location} is not listed in {MANIFEST}")
-        size = files[place.location]["size"]
-        if place.end > size:
-            raise ModelFolderError(f"{folder / place.location}: {size} bytes, but tensors go up to {place.end}")
+        raise ModelFolderError(
+            f"{path}: not an ONNX model that cpmbee export writes, or a damaged one ({error})"
+        ) from None
+    for location, last in {place.location: place for place in tensors}.items():  # in order, so it is the last of a file
+        _check_inside(folder, location, path.name)
+        if location not in files:
+            raise ModelFolderError(f"{path}: its data file {location} is not listed in {MANIFEST}")
+        size = files[location]["size"]
+        if last.end > size:
+            raise ModelFolderError(f"{folder / location}: {size} bytes, but tensors go up to {last.end}")
     return model
 
 
