@@ -102,7 +102,7 @@ def open_folder(
     config = ModelConfig.from_file(folder / "config.json")
     cache = _cache_type(folder, manifest, config)
     try:
-        check_graph(model, config, cache, manifest["ops"]["version"], rules[manifest["schema_version"]])
+        check_graph(model, config, cache, OPS_VERSION, rules[manifest["schema_version"]])
     except ValueError as error:
         raise ModelFolderError(
             f"{folder / GRAPH}: not a graph that cpmbee export writes for this config.json ({error})"

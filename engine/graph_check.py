@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from cpmbee.cache_types import CacheType, cache_names
 from cpmbee.config import ModelConfig
@@ -43,14 +43,15 @@ def check_graph(model: Model, config: ModelConfig, cache: CacheType, ops_version
         model: what the file holds.
         config: of the model.
         cache: how its cache rows are stored.
-        ops_version: of our own operators.
+        ops_version: the newest of our own operators.
         rules: what it may hold.
 
     Raises:
         ValueError: says what is wrong, and at which node.
     """
-    opsets = {"": OPSET, CONTRIB: CONTRIB_VERSION, DOMAIN: ops_version}
-    if model.ir_version != IR_VERSION or sorted(model.opsets) != sorted(opsets.items()):
+    own = dict(model.opsets).get(DOMAIN, 0)
+    opsets = [("", OPSET), (CONTRIB, CONTRIB_VERSION), (DOMAIN, own)]
+    if model.ir_version != IR_VERSION or not 1 <= own <= ops_version or sorted(model.opsets) != opsets:
         raise ValueError(f"it is written in IR version {model.ir_version} with operator sets {dict(model.opsets)}")
     _Checker(model, config, cache, rules).check()
 
@@ -168,15 +169,14 @@ def _symbols(axes: Iterable[str]) -> tuple[Size, ...]:
     return tuple(Size(1, (axis,)) for axis in axes)
 
 
-def _check_declared(declared: Iterable[ValueInfo], expected: Mapping[str, Value], what: str) -> None:
+def _check_declared(declared: Sequence[ValueInfo], expected: Mapping[str, Value], what: str) -> None:
     """Refuse inputs or outputs that are not those which the engine binds."""
-    found: dict[str, ValueInfo] = {}
-    for value in declared:
-        if value.name in found or value.name not in expected:
-            raise ValueError(f"it has an {what} {value.name[:_LONGEST_NAME]!r} too many")
-        found[value.name] = value
+    found = {value.name: value for value in declared}
     if missing := [name for name in expected if name not in found]:
-        raise ValueError(f"it has no {what} {', '.join(missing[:9])}")
+        raise ValueError(f"the graph has no {what} {', '.join(missing[:9])}")
+    if len(declared) > len(expected):
+        extra = next((name for name in found if name not in expected), "one twice")
+        raise ValueError(f"the graph has an {what} too many, {extra[:_LONGEST_NAME]}")
     for name, value in expected.items():
         dims = tuple(size.symbols[0] if size.symbols else size.number for size in value.shape)
         if name == LOGITS:

@@ -36,7 +36,7 @@ class Call(NamedTuple):
 
     def integer(self, name: str) -> int:
         """An attribute that is an integer."""
-        value = self.node.attributes[name]
+        value = self.node.attributes.get(name)
         if type(value) is not int:
             raise ValueError(f"{name} is not an integer")
         return value
@@ -176,7 +176,7 @@ def _concat(call: Call) -> list[Value]:
 
 
 def _transpose(call: Call) -> list[Value]:
-    (value,), perm = call.inputs, call.node.attributes["perm"]
+    (value,), perm = call.inputs, call.node.attributes.get("perm")
     require(value, FLOAT)
     if not isinstance(perm, tuple) or sorted(perm) != list(range(len(value.shape))):
         raise ValueError(f"perm is {perm}, and its input has {len(value.shape)} axes")

@@ -27,7 +27,7 @@ def cache_value(name: str, config: ModelConfig, cache: CacheType) -> Value:
 
 
 def _real(call: Call, name: str) -> float:
-    value = call.node.attributes[name]
+    value = call.node.attributes.get(name)
     if not isinstance(value, float) or not math.isfinite(value):
         raise ValueError(f"{name} is not a finite number")
     return value
