@@ -129,7 +129,7 @@ def endless_engine(folder: Path, work: Workload) -> tuple[Engine, OrtBackend]:
     model = open_folder(folder, rules=PEER_RULES)
     tokenizer = Tokenizer.from_file(model.vocabulary)
     backend = OrtBackend(model, work.device, work.threads, work.cache_rows)
-    return Engine(EndlessBackend(backend, tokenizer.eos_id), tokenizer, model.generation_config), backend
+    return Engine(EndlessBackend(backend, tokenizer.eos_id), tokenizer), backend
 
 
 class EndlessBackend(Backend):

@@ -95,7 +95,7 @@ def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], 
     finally:
         onnxruntime.SessionOptions = ordinary
     tokenizer = Tokenizer.from_file(model.vocabulary)
-    engine = Engine(cell.EndlessBackend(backend, tokenizer.eos_id), tokenizer, model.generation_config)
+    engine = Engine(cell.EndlessBackend(backend, tokenizer.eos_id), tokenizer)
     requests = cell.random_requests(engine, work)
     times: list[float] = []
     rows: list[int] = []

@@ -11,12 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
-from cpmbee.cli_options import add_generation_options
+from cpmbee.cli_options import add_generation_options, generation_options
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.generation_config import GenerationConfig
@@ -43,11 +43,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
-    options = {
-        field.name: getattr(arguments, field.name)
-        for field in fields(GenerationConfig)
-        if getattr(arguments, field.name) is not None
-    }
+    options = generation_options(arguments)
     try:
         GenerationConfig().updated(**options)
         lines = _requests(arguments.request)

@@ -98,6 +98,7 @@ def duplicate_node(model: onnx.ModelProto, rng: Random) -> None:
     node = onnx.NodeProto()
     node.CopyFrom(rng.choice(model.graph.node))
     if rng.random() < 0.7:
+        node.name = ""  # ONNX Runtime wants no name twice
         for place, name in enumerate(node.output):
             node.output[place] = f"{name}_again"
     model.graph.node.insert(rng.randrange(len(model.graph.node) + 1), node)
