@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from cpmbee.cache_types import CacheType, cache_names
@@ -31,7 +32,7 @@ INPUTS: dict[str, tuple[int, str]] = {  # dtype, and a symbol for each axis
 }
 LOGITS = "logits"
 _LAST_OF_LOGITS = "V_plus_E"
-_NODES_BESIDE_BLOCKS = 64  # embedding, extension vocabulary, head
+_READERS = 3  # of a matrix: that of the embedding is read for tokens, for extension tokens and as the head
 _NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_./]*")  # those that a runtime makes up itself begin with an underscore
 _LONGEST_NAME = 200
 
@@ -65,7 +66,9 @@ class _Checker:
         self.cache = cache
         self.rules = rules
         self.values: dict[str, Value] = {}
-        self.cast: set[str] = set()  # tensors of the file that a node casts
+        self.blocks = len(config.attention_layers) + len(config.ffn_layers)
+        self.nodes: Counter[tuple[str, str]] = Counter()  # so far, by operator
+        self.readers: Counter[tuple[str, bool]] = Counter()  # of matrices of the file, those that cast it apart
         self.variants = self._variants()
         width = max(3 * config.attention_dim, 2 * config.dim_ff, config.hidden_size)
         self.width = width  # of what there is for every token
@@ -75,13 +78,6 @@ class _Checker:
         self.logits = Value(FLOAT, (Size(1, ("B",)), Size(1, ("R",)), logits))
 
     def check(self) -> None:
-        blocks = len(self.config.attention_layers) + len(self.config.ffn_layers)
-        most = self.rules.nodes_per_block * blocks + _NODES_BESIDE_BLOCKS
-        if len(self.model.nodes) > most or len(self.model.initializers) > 2 * most:
-            raise ValueError(
-                f"{len(self.model.nodes)} nodes and {len(self.model.initializers)} tensors are too many for {blocks} "
-                "blocks"
-            )
         inputs = {name: Value(dtype, _symbols(axes), source=name) for name, (dtype, axes) in INPUTS.items()}
         inputs |= {name: cache_value(name, self.config, self.cache) for name in cache_names(self.config, self.cache)}
         outputs = {LOGITS: self.logits}
@@ -126,11 +122,17 @@ class _Checker:
         if operator is None:
             raise ValueError(f"no export writes this operator of domain {node.domain!r}")
         _check_form(node, operator)
+        kind = (node.domain, node.op)
+        self.nodes[kind] += 1
+        if self.nodes[kind] > operator.per_block * self.blocks + operator.beside:
+            raise ValueError(f"{self.nodes[kind]} of them are too many for {self.blocks} blocks")
         inputs = []
         for place, name in enumerate(node.inputs):
             value = self.values.get(name)
             if value is None:
                 raise ValueError(f"its input {name[:_LONGEST_NAME]!r} is not there yet")
+            if value.stored and len(value.shape) > 1:
+                self._count_reader(node, name)
             if place not in operator.either and value.stored != (place in operator.stored):
                 raise ValueError(f"its input {name} is {'' if value.stored else 'not '}a tensor of the file")
             inputs.append(value)
@@ -139,10 +141,6 @@ class _Checker:
             variant = operator.variant(call) if operator.variant else ""
             if self.variants.get(node.op) != variant:
                 raise ValueError(f"the file has no body for it{variant and f' that is made for {variant}'}")
-        if node.op == "Cast" and inputs[0].stored:  # each makes a copy of the tensor
-            if node.inputs[0] in self.cast:
-                raise ValueError(f"{node.inputs[0]} is cast twice")
-            self.cast.add(node.inputs[0])
         values = operator.infer(call)
         for name, value in zip(node.outputs, values, strict=True):
             if (value is None) != (not name):
@@ -151,6 +149,15 @@ class _Checker:
                 if not value.stored and not name.startswith(PRESENT):
                     self._check_size(value)
                 self._define(name, value)
+
+    def _count_reader(self, node: Node, name: str) -> None:
+        """Refuse a matrix that is computed with, or copied into another type, over and over."""
+        if node.op == "BucketedAttention":  # all of them look positions up in one table
+            return
+        casts = node.op == "Cast"
+        self.readers[name, casts] += 1
+        if self.readers[name, casts] > (1 if casts else _READERS):
+            raise ValueError(f"{name} is read by too many nodes")
 
     def _check_size(self, value: Value) -> None:
         """Refuse what is larger than anything that the model computes."""

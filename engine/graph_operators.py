@@ -54,6 +54,8 @@ class Operator:
         attributes: their names and types; every node has all of them. None where ``infer`` looks at them itself.
         stored: inputs that must be tensors of the file; all others must not.
         either: inputs that may be such tensors or not.
+        per_block: how many nodes there are at most for each attention and feed-forward block.
+        beside: how many there may be beside those.
         variant: for an operator of which there are several bodies, which of them fits a node.
     """
 
@@ -63,6 +65,8 @@ class Operator:
     attributes: Mapping[str, type] | None = field(default_factory=dict)
     stored: tuple[int, ...] = ()
     either: tuple[int, ...] = ()
+    per_block: int = 0
+    beside: int = 2
     variant: Callable[[Call], str] | None = None
 
 
@@ -219,19 +223,20 @@ def _gather_nd(call: Call) -> list[Value]:
     return [Value(FLOAT, (*index.shape[:2], value.shape[2]))]
 
 
+# As many of each as a model has in which norms, gates and rotations are written in these operators, weights in fp16.
 STANDARD: dict[tuple[str, str], Operator] = {
     ("", "Add"): Operator(_elementwise, 2),
-    ("", "Cast"): Operator(_cast, 1, attributes={"to": int}, either=(0,)),
-    ("", "Concat"): Operator(_concat, 2, attributes={"axis": int}, either=(0, 1)),
+    ("", "Cast"): Operator(_cast, 1, attributes={"to": int}, either=(0,), per_block=2, beside=14),
+    ("", "Concat"): Operator(_concat, 2, attributes={"axis": int}, either=(0, 1), beside=4),
     ("", "Cos"): Operator(_same, 1),
     ("", "Gather"): Operator(_gather, 2, attributes={"axis": int}, stored=(0,)),
     ("", "GatherND"): Operator(_gather_nd, 2, attributes={"batch_dims": int}),
-    ("", "MatMul"): Operator(_matmul, 2, either=(0, 1)),
-    ("", "Mul"): Operator(_elementwise, 2, either=(1,)),
+    ("", "MatMul"): Operator(_matmul, 2, either=(0, 1), per_block=2),
+    ("", "Mul"): Operator(_elementwise, 2, either=(1,), per_block=2, beside=10),
     ("", "Reshape"): Operator(_reshape, 2, either=(1,)),
     ("", "Shape"): Operator(_shape, 1),
     ("", "Sin"): Operator(_same, 1),
-    ("", "Split"): Operator(_split, 1, 2, attributes={"axis": int, "num_outputs": int}),
+    ("", "Split"): Operator(_split, 1, 2, attributes={"axis": int, "num_outputs": int}, per_block=1),
     ("", "Transpose"): Operator(_transpose, 1, attributes={"perm": tuple}),
-    ("", "Unsqueeze"): Operator(_unsqueeze, 2, stored=(1,)),
+    ("", "Unsqueeze"): Operator(_unsqueeze, 2, stored=(1,), beside=3),
 }

@@ -135,20 +135,21 @@ _EPSILON = {"epsilon": float}
 
 
 OWN: dict[tuple[str, str], Operator] = {
-    (DOMAIN, "AddRMSNorm"): Operator(_add_rms_norm, 3, 2, _EPSILON, stored=(2,)),
+    (DOMAIN, "AddRMSNorm"): Operator(_add_rms_norm, 3, 2, _EPSILON, stored=(2,), per_block=1),
     (DOMAIN, "BucketedAttention"): Operator(
         _attention,
         inputs=(7, 9),
         outputs=(3, 5),
         attributes={"num_heads": int, "scale": float},
         stored=(2,),
+        per_block=1,
         variant=lambda call: call.cache,
     ),
-    (DOMAIN, "GatedGelu"): Operator(_gated_gelu, 1),
+    (DOMAIN, "GatedGelu"): Operator(_gated_gelu, 1, per_block=1),
     (DOMAIN, "QuantizedEmbedding"): Operator(
         _quantized_embedding, 3, attributes=_MATRIX, stored=(1, 2), variant=lambda call: str(call.integer("bits"))
     ),
-    (DOMAIN, "QuantizedLinear"): Operator(_quantized_linear, 3, attributes=_MATRIX, stored=(1, 2)),
+    (DOMAIN, "QuantizedLinear"): Operator(_quantized_linear, 3, attributes=_MATRIX, stored=(1, 2), per_block=2),
     (DOMAIN, "RMSNorm"): Operator(_rms_norm, 2, attributes=_EPSILON, stored=(1,)),
     (DOMAIN, "SubscriptRotation"): Operator(
         _rotation,
@@ -159,6 +160,6 @@ OWN: dict[tuple[str, str], Operator] = {
     ),
 }
 RUNTIME: dict[tuple[str, str], Operator] = {
-    (CONTRIB, "Gelu"): Operator(_gelu, 1),
-    (CONTRIB, "SkipSimplifiedLayerNormalization"): Operator(_skip_norm, 3, 4, _EPSILON, stored=(2,)),
+    (CONTRIB, "Gelu"): Operator(_gelu, 1, per_block=1),
+    (CONTRIB, "SkipSimplifiedLayerNormalization"): Operator(_skip_norm, 3, 4, _EPSILON, stored=(2,), per_block=1),
 }

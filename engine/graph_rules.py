@@ -27,20 +27,17 @@ class GraphRules:
         operators: that its nodes may be.
         bodies: of operators in our domain, by what `body_hash` makes of them.
         dtypes: of tensors in the data file.
-        nodes_per_block: nodes that an attention or feed-forward block has at most, with room for the rest of the model.
     """
 
     operators: Operators
     bodies: Bodies
     dtypes: frozenset[int]
-    nodes_per_block: int
 
     def extended(
         self,
         operators: Operators | None = None,
         bodies: Bodies | None = None,
         dtypes: frozenset[int] = frozenset(),
-        nodes_per_block: int = 0,
     ) -> GraphRules:
         """Rules that allow more; an operator that is there already is replaced."""
         return replace(
@@ -48,7 +45,6 @@ class GraphRules:
             operators={**self.operators, **(operators or {})},
             bodies={**self.bodies, **(bodies or {})},
             dtypes=self.dtypes | dtypes,
-            nodes_per_block=max(self.nodes_per_block, nodes_per_block),
         )
 
 
@@ -115,5 +111,5 @@ _BODIES: Bodies = {
     },
 }
 RULES: dict[int, GraphRules] = {
-    1: GraphRules({**STANDARD, **OWN, **RUNTIME}, _BODIES, frozenset((FLOAT, FLOAT16, UINT8)), nodes_per_block=12),
+    1: GraphRules({**STANDARD, **OWN, **RUNTIME}, _BODIES, frozenset((FLOAT, FLOAT16, UINT8))),
 }

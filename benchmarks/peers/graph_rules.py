@@ -13,7 +13,7 @@ from cpmbee.graph_proto import FLOAT, INT8
 from cpmbee.graph_rules import RULES, GraphRules
 from cpmbee.graph_values import Size, Value, shown
 
-NODES_PER_BLOCK = 48  # two products of some twenty nodes each
+_PER_BLOCK = 16  # of an operator on weights: two products have some twenty nodes each
 _OURS = RULES[SCHEMA_VERSION]
 _WEIGHT = Value(0, (), stored=True)
 
@@ -31,7 +31,7 @@ def _on_weights(op: str) -> tuple[tuple[str, str], Operator]:
             return [call.inputs[0]]
         return list(ours.infer(call))
 
-    return ("", op), Operator(infer, (0, 1, 2, 3), attributes=None, either=(0, 1, 2))
+    return ("", op), Operator(infer, (0, 1, 2, 3), attributes=None, either=(0, 1, 2), per_block=_PER_BLOCK, beside=24)
 
 
 def _mat_mul_n_bits(call: Call) -> list[Value | None]:
@@ -55,10 +55,9 @@ PEER_RULES: dict[int, GraphRules] = {
     SCHEMA_VERSION: _OURS.extended(
         operators={
             **dict(map(_on_weights, ("Cast", "Concat", "Constant", "Reshape", "Shape", "Slice", "Transpose"))),
-            (CONTRIB, "MatMulNBits"): Operator(_mat_mul_n_bits, 3, attributes=_N_BITS, stored=(1, 2)),
-            (CONTRIB, "DynamicQuantizeMatMul"): Operator(_dynamic_quantize_mat_mul, 3, stored=(1, 2)),
+            (CONTRIB, "MatMulNBits"): Operator(_mat_mul_n_bits, 3, attributes=_N_BITS, stored=(1, 2), per_block=2),
+            (CONTRIB, "DynamicQuantizeMatMul"): Operator(_dynamic_quantize_mat_mul, 3, stored=(1, 2), per_block=2),
         },
         dtypes=frozenset((INT8,)),
-        nodes_per_block=NODES_PER_BLOCK,
     )
 }

@@ -1,7 +1,7 @@
 """Graphs that were changed in hostile ways, in folders whose hashes are right: each is refused in a line, or runs.
 
 ``python -m tests.engine.graph_fuzz 5000 --seed 0`` tries that many in worker processes and prints what became of them.
-It ends with status 1 where one was a signal, a hang, or an exception that is not ours; those graphs are kept.
+It ends with status 1 where one was a signal, a hang, or an exception that is not ours; ``--keep FOLDER`` keeps those.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import hashlib
 import json
 import random
 import select
-import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Literal, get_args
@@ -23,7 +23,8 @@ from cpmbee.cache_types import CacheType
 from cpmbee.export.weights import Precision
 from tests.engine.graph_changes import mutated
 
-TIME_LIMIT = 5.0  # seconds for looking at a graph, loading and running it
+TIME_LIMIT = 5.0  # seconds of the processor for looking at a graph, loading and running it
+PATIENCE = 60.0  # seconds until an answer has to come, on a machine that others use, too
 KINDS: tuple[tuple[Precision, CacheType], ...] = (
     ("fp32", "fp32"),
     ("fp16", "fp16"),
@@ -46,14 +47,16 @@ class Worker:
         if self._process is None:
             command = [sys.executable, "-m", "tests.engine.graph_fuzz", "--worker"]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            self._answer(60.0)  # imports
+            self._answer(PATIENCE)  # imports
         assert self._process.stdin is not None
         self._process.stdin.write(f"{folder}\n")
         self._process.stdin.flush()
-        answer = self._answer(TIME_LIMIT)
+        answer = self._answer(PATIENCE)
         if answer:
-            outcome, _, message = answer.rstrip("\n").partition(" ")
+            seconds, outcome, message = answer.rstrip("\n").split(" ", 2)
             assert outcome in get_args(Outcome)
+            if float(seconds) > TIME_LIMIT:
+                return "hang", f"{seconds} s: {outcome} {message}"
             return outcome, message  # type: ignore[return-value]
         process, self._process = self._process, None
         hangs = answer is None
@@ -82,18 +85,19 @@ def work() -> None:
     requests = [{"input": "ab", "<ans>": ""}, {"input": "abc", "<ans>": ""}]
     print("ready", flush=True)
     for line in sys.stdin:
+        begin = time.process_time()
         try:
             for native in (True, False):
                 engine = cpmbee.Engine.from_pretrained(line.rstrip("\n"), num_threads=1, cache_tokens=99, native=native)
                 engine.generate(requests, max_new_tokens=2, beam_size=2)
                 engine.generate(requests[0], max_new_tokens=2)
-            answer = "ran"
+            answer = "ran "
         except cpmbee.CpmBeeError as error:
             one_line = "\n" not in str(error) and len(str(error)) <= 500
             answer = f"refused {error}" if one_line else f"raised {str(error)[:500]!r}"
         except Exception as error:
             answer = f"raised {error!r}"
-        print(" ".join(answer.splitlines()), flush=True)
+        print(f"{time.process_time() - begin:.2f}", " ".join(answer.splitlines()), flush=True)
 
 
 def make_folders(root: Path) -> list[Path]:
@@ -115,34 +119,38 @@ def put_graph(folder: Path, content: bytes) -> None:
     (folder / "engine.json").write_text(json.dumps(manifest), encoding="utf-8")
 
 
-def fuzz(count: int, seed: int, root: Path) -> tuple[Counter[Outcome], list[str], list[bytes]]:
+def fuzz(count: int, seed: int, root: Path, keep: Path | None = None) -> tuple[Counter[Outcome], list[str]]:
     """Try changed graphs.
 
     Args:
         count: of them.
         seed: of the changes.
         root: an empty folder.
+        keep: where graphs go whose outcome is bad.
 
     Returns:
-        How often each outcome was, what is wrong with the bad ones, and their graphs.
+        How often each outcome was, and a line for each bad one.
     """
     rng = random.Random(seed)
     folders = make_folders(root)
     originals = [(folder / "model.onnx").read_bytes() for folder in folders]
     worker = Worker()
     outcomes: Counter[Outcome] = Counter()
-    wrong, kept = [], []
+    bad = []
     for number in range(count):
         kind = number % len(folders)
-        content = originals[kind] if number < len(folders) else mutated(originals[kind], rng)
+        is_original = number < len(folders)
+        content = originals[kind] if is_original else mutated(originals[kind], rng)
         put_graph(folders[kind], content)
         outcome, message = worker.tried(folders[kind])
         outcomes[outcome] += 1
-        if outcome in BAD or (number < len(folders) and outcome != "ran"):
-            wrong.append(f"{number} ({folders[kind].name}): {outcome} {message}")
-            kept.append(content)
+        if outcome in BAD or (is_original and outcome != "ran"):
+            bad.append(f"{number} ({folders[kind].name}): {outcome} {message}")
+            if keep is not None:
+                keep.mkdir(parents=True, exist_ok=True)
+                (keep / f"{number}-{folders[kind].name}.onnx").write_bytes(content)
     worker.close()
-    return outcomes, wrong, kept
+    return outcomes, bad
 
 
 def main() -> int:
@@ -156,18 +164,11 @@ def main() -> int:
     if arguments.worker:
         work()
         return 0
-    root = Path(tempfile.mkdtemp())
-    try:
-        outcomes, wrong, kept = fuzz(arguments.count, arguments.seed, root)
-    finally:
-        shutil.rmtree(root)
+    with tempfile.TemporaryDirectory() as root:
+        outcomes, bad = fuzz(arguments.count, arguments.seed, Path(root), arguments.keep)
     print(", ".join(f"{number} {outcome}" for outcome, number in outcomes.most_common()))
-    for number, (line, content) in enumerate(zip(wrong, kept, strict=True)):
-        print(line)
-        if arguments.keep is not None:
-            arguments.keep.mkdir(parents=True, exist_ok=True)
-            (arguments.keep / f"{number}.onnx").write_bytes(content)
-    return 1 if wrong else 0
+    print("\n".join(bad), end="\n" if bad else "")
+    return 1 if bad else 0
 
 
 if __name__ == "__main__":
