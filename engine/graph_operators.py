@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from cpmbee.cache_types import CacheType
 from cpmbee.config import ModelConfig
-from cpmbee.graph_proto import DTYPE_NAMES, FLOAT, FLOAT16, INT32, INT64, Node
+from cpmbee.graph_proto import DTYPE_NAMES, FLOAT, FLOAT16, INT32, INT64, Node, Reference, Tensor
 from cpmbee.graph_values import ONE, REST, Size, Value, broadcast, quotient, reshaped, shown, total
 
 MAX_RANK = 4
@@ -39,6 +39,13 @@ class Call(NamedTuple):
         value = self.node.attributes.get(name)
         if type(value) is not int:
             raise ValueError(f"{name} is not an integer")
+        return value
+
+    def integers(self, name: str) -> tuple[int, ...]:
+        """An attribute that is a list of integers."""
+        value = self.node.attributes.get(name)
+        if not isinstance(value, tuple) or isinstance(value, (Tensor, Reference)):
+            raise ValueError(f"{name} is not a list of integers")
         return value
 
 
@@ -180,9 +187,9 @@ def _concat(call: Call) -> list[Value]:
 
 
 def _transpose(call: Call) -> list[Value]:
-    (value,), perm = call.inputs, call.node.attributes.get("perm")
+    (value,), perm = call.inputs, call.integers("perm")
     require(value, FLOAT)
-    if not isinstance(perm, tuple) or sorted(perm) != list(range(len(value.shape))):
+    if sorted(perm) != list(range(len(value.shape))):
         raise ValueError(f"perm is {perm}, and its input has {len(value.shape)} axes")
     return [Value(FLOAT, tuple(value.shape[axis] for axis in perm))]
 

@@ -43,7 +43,8 @@ class Value(NamedTuple):
 
 def product(sizes: Iterable[Size]) -> Size:
     """All of them multiplied."""
-    number, symbols = 1, []
+    number = 1
+    symbols: list[str] = []
     for size in sizes:
         number *= size.number
         symbols += size.symbols

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +18,17 @@ from cpmbee.cache_types import CACHE_TYPES
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.exporter import export
 from cpmbee.export.weights import PRECISIONS, Precision
-from cpmbee.folder import open_folder
+from cpmbee.folder import OPS_VERSION, open_folder
+from cpmbee.graph_check import check_graph
 from cpmbee.graph_operators import Call, Operator
-from cpmbee.graph_proto import FLOAT
+from cpmbee.graph_proto import FLOAT, read_model
 from cpmbee.graph_rules import RULES
 from cpmbee.graph_values import Value
 from tests.engine.graph_fuzz import fuzz, put_graph
 from tests.export.cases import CONFIGS, make_checkpoint
+from tests.model.factory import tiny_config
+
+OLD_GRAPHS = Path(__file__).with_name("old_graphs")
 
 Edit = Callable[[onnx.ModelProto], object]
 
@@ -56,6 +62,18 @@ def test_every_export_is_opened(config: str, precision: Precision, tmp_path: Pat
     for cache in CACHE_TYPES:
         export(checkpoint, tmp_path / cache, precision, cache=cache, block_size=32, verify=False)
         assert open_folder(tmp_path / cache).cache == cache
+
+
+@pytest.mark.parametrize(("name", "half"), [("ops1-fp16", True), ("ops1-int4", True), ("ops2-int8", False)])
+def test_graphs_of_earlier_versions(name: str, half: bool) -> None:
+    """Written by exports of `tiny_config` when the ops had versions 1 and 2; all caches were fp32."""
+    content = lzma.decompress((OLD_GRAPHS / f"{name}.onnx.xz").read_bytes())
+    config = tiny_config(half=half, distance_scale=8 if half else 16)
+    check_graph(read_model(content), config, "fp32", OPS_VERSION, RULES[1])
+    with pytest.raises(ValueError, match="output logits is"):
+        check_graph(
+            read_model(content), replace(config, vocab_size=config.vocab_size + 1), "fp32", OPS_VERSION, RULES[1]
+        )
 
 
 def first(model: onnx.ModelProto, op: str) -> onnx.NodeProto:
@@ -165,9 +183,8 @@ def cache_written_by_two(model: onnx.ModelProto) -> None:
     nodes[1].input[5:] = nodes[0].input[5:]
 
 
-def weights_cast_again_and_again(model: onnx.ModelProto) -> None:
-    for i in range(9):
-        model.graph.node.append(helper.make_node("Cast", ["embedding"], [f"copy.{i}"], to=TensorProto.FLOAT))
+def a_matrix_read_once_more(model: onnx.ModelProto) -> None:
+    next(node for node in model.graph.node if node.output[0] == "head/ext").input[0] = "embedding"
 
 
 EDITS: dict[str, tuple[Edit, str]] = {
@@ -202,7 +219,7 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "a node before its inputs": (last_node_first, "is not there yet"),
     "another name of a size": (another_name_of_a_size, "input slots is declared as"),
     "a cache written by two": (cache_written_by_two, "it writes the caches to"),
-    "weights cast again and again": (weights_cast_again_and_again, "node Cast"),
+    "a matrix read once more": (a_matrix_read_once_more, "node MatMul .*embedding is read by too many nodes"),
     "another operator set": (lambda model: model.opset_import.add(domain="evil", version=1), "operator sets"),
     "an older operator set": (lambda model: setattr(model.opset_import[0], "version", 7), "operator sets"),
     "metadata": (lambda model: model.metadata_props.add(key="a", value="b"), "Model has a field 14"),
@@ -223,6 +240,15 @@ def test_logits_of_every_token(tmp_path: Path) -> None:
     export(demo_checkpoint(), tmp_path / "demo", verify=False)
     with pytest.raises(cpmbee.ModelFolderError, match=r"node MatMul .*nothing of this model"):
         open_folder(changed(tmp_path / "demo", tmp_path / "model", logits_of_every_token))
+
+
+def test_weights_are_copied_once(small_checkpoint: Path, tmp_path: Path) -> None:
+    def cast_again(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node("Cast", ["embedding"], ["copy"], to=TensorProto.FLOAT))
+
+    export(small_checkpoint, tmp_path / "fp16", "fp16", verify=False)
+    with pytest.raises(cpmbee.ModelFolderError, match=r"node Cast \(copy\): embedding is read by too many nodes"):
+        open_folder(changed(tmp_path / "fp16", tmp_path / "model", cast_again))
 
 
 @pytest.mark.parametrize(
