@@ -131,7 +131,7 @@ class _Checker:
             value = self.values.get(name)
             if value is None:
                 raise ValueError(f"its input {name[:_LONGEST_NAME]!r} is not there yet")
-            if value.stored and len(value.shape) > 1:
+            if value.stored and len(value.shape) > 1 and not operator.keeps_rows:
                 self._count_reader(node, name)
             if place not in operator.either and value.stored != (place in operator.stored):
                 raise ValueError(f"its input {name} is {'' if value.stored else 'not '}a tensor of the file")
@@ -146,14 +146,12 @@ class _Checker:
             if (value is None) != (not name):
                 raise ValueError(f"its outputs are {', '.join(node.outputs)}")
             if value is not None:
-                if not value.stored and not name.startswith(PRESENT):
+                if not value.stored and not (operator.keeps_rows and name.startswith(PRESENT)):
                     self._check_size(value)
                 self._define(name, value)
 
     def _count_reader(self, node: Node, name: str) -> None:
         """Refuse a matrix that is computed with, or copied into another type, over and over."""
-        if node.op == "BucketedAttention":  # all of them look positions up in one table
-            return
         casts = node.op == "Cast"
         self.readers[name, casts] += 1
         if self.readers[name, casts] > (1 if casts else _READERS):

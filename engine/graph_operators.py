@@ -63,6 +63,7 @@ class Operator:
         either: inputs that may be such tensors or not.
         per_block: how many nodes there are at most for each attention and feed-forward block.
         beside: how many there may be beside those.
+        keeps_rows: whether it writes caches, and reads a table that all such nodes share.
         variant: for an operator of which there are several bodies, which of them fits a node.
     """
 
@@ -74,6 +75,7 @@ class Operator:
     either: tuple[int, ...] = ()
     per_block: int = 0
     beside: int = 2
+    keeps_rows: bool = False
     variant: Callable[[Call], str] | None = None
 
 

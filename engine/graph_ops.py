@@ -143,6 +143,7 @@ OWN: dict[tuple[str, str], Operator] = {
         attributes={"num_heads": int, "scale": float},
         stored=(2,),
         per_block=1,
+        keeps_rows=True,
         variant=lambda call: call.cache,
     ),
     (DOMAIN, "GatedGelu"): Operator(_gated_gelu, 1, per_block=1),

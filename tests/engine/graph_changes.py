@@ -303,7 +303,7 @@ CHANGES: tuple[Change, ...] = (
     *(change_attribute, drop_or_add_attribute, change_operator, add_node, reroute, reroute_among_equals, change_arity),
     *(rename_output, duplicate_node, reorder_nodes, drop_node, many_nodes, change_dims, turn_dims, change_place),
     *(swap_places, change_dtype, change_constant, change_declaration, change_body, change_functions, change_versions),
-    *(add_surprise, swap_weights, grow, grow),
+    *(add_surprise, swap_weights, reroute_among_equals, grow, grow, grow, grow),
 )
 
 

@@ -183,6 +183,18 @@ def cache_written_by_two(model: onnx.ModelProto) -> None:
     nodes[1].input[5:] = nodes[0].input[5:]
 
 
+def caches_without_attention(model: onnx.ModelProto) -> None:
+    attention = first(model, "BucketedAttention")
+    for place in (1, 2):
+        name = attention.output[place]
+        attention.output[place] = f"{name}.other"
+        model.graph.node.append(helper.make_node("Mul", [attention.input[place + 4]] * 2, [name]))
+
+
+def a_name_of_a_cache(model: onnx.ModelProto) -> None:
+    model.graph.node.append(helper.make_node("Sin", ["key_cache.0"], ["present_more"]))
+
+
 def a_matrix_read_once_more(model: onnx.ModelProto) -> None:
     next(node for node in model.graph.node if node.output[0] == "head/ext").input[0] = "embedding"
 
@@ -219,6 +231,8 @@ EDITS: dict[str, tuple[Edit, str]] = {
     "a node before its inputs": (last_node_first, "is not there yet"),
     "another name of a size": (another_name_of_a_size, "input slots is declared as"),
     "a cache written by two": (cache_written_by_two, "it writes the caches to"),
+    "caches without attention": (caches_without_attention, "it writes the caches to"),
+    "a name of a cache": (a_name_of_a_cache, r"node Sin .*it computes \(P, 3, 8\), which is nothing of this model"),
     "a matrix read once more": (a_matrix_read_once_more, "node MatMul .*embedding is read by too many nodes"),
     "another operator set": (lambda model: model.opset_import.add(domain="evil", version=1), "operator sets"),
     "an older operator set": (lambda model: setattr(model.opset_import[0], "version", 7), "operator sets"),
