@@ -132,10 +132,13 @@ def _check_path(folder: Path) -> None:
         mode = folder.stat().st_mode
     except (OSError, ValueError):  # the latter for a zero byte
         raise ModelFolderError(f"{folder}: no such folder; cpmbee export writes one") from None
-    if not stat.S_ISDIR(mode):
-        raise ModelFolderError(f"{folder}: a file, not a model folder; cpmbee export makes one of a checkpoint")
-    if not (folder / MANIFEST).exists() and any(next(folder.glob(name), None) for name in _CHECKPOINT_FILES):
+    is_folder = stat.S_ISDIR(mode)
+    if is_folder and (folder / MANIFEST).exists():
+        return
+    if any(next(folder.glob(name), None) if is_folder else folder.match(name) for name in _CHECKPOINT_FILES):
         raise ModelFolderError(f"{folder}: this is a checkpoint, not a model folder; run cpmbee export {folder} OUT")
+    if not is_folder:
+        raise ModelFolderError(f"{folder}: a file, not a model folder as cpmbee export writes one")
 
 
 def _manifest(folder: Path, rules: Mapping[int, GraphRules]) -> dict[str, Any]:

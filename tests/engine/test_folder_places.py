@@ -91,9 +91,11 @@ def test_a_checkpoint_says_so(small_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(cpmbee.ModelFolderError, match=r"this is a checkpoint, not a model folder; run cpmbee export"):
         open_folder(small_checkpoint)
     weights = next(path for path in small_checkpoint.iterdir() if path.suffix in (".bin", ".safetensors"))
-    with pytest.raises(cpmbee.ModelFolderError, match="a file, not a model folder; cpmbee export makes one"):
+    with pytest.raises(cpmbee.ModelFolderError, match="this is a checkpoint, not a model folder; run cpmbee export"):
         open_folder(weights)
     (tmp_path / "notes.txt").touch()
+    with pytest.raises(cpmbee.ModelFolderError, match="a file, not a model folder"):
+        open_folder(tmp_path / "notes.txt")
     with pytest.raises(cpmbee.ModelFolderError, match=r"engine\.json: cannot read"):
         open_folder(tmp_path)
 
