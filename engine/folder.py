@@ -120,14 +120,23 @@ def open_folder(
     )
 
 
-def _check_path(folder: Path) -> None:
-    """Refuse what is no folder of ours at first sight, and say what it is."""
+def require_utf8(folder: Path) -> None:
+    """Refuse a path of a model folder from which nothing can be loaded.
+
+    Raises:
+        ModelFolderError: the path is not UTF-8.
+    """
     try:
         str(folder).encode("utf-8")
     except UnicodeEncodeError:
         raise ModelFolderError(
             f"{folder}: this path is not UTF-8, and ONNX Runtime opens no others; rename the folder"
         ) from None
+
+
+def _check_path(folder: Path) -> None:
+    """Refuse what is no folder of ours at first sight, and say what it is."""
+    require_utf8(folder)
     try:
         mode = folder.stat().st_mode
     except (OSError, ValueError):  # the latter for a zero byte

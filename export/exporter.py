@@ -31,7 +31,7 @@ from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
 from cpmbee.export.transcripts import read_requests
 from cpmbee.export.weights import PRECISIONS, QUANTIZED, Precision
-from cpmbee.folder import DEFAULTS, FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout
+from cpmbee.folder import DEFAULTS, FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout, require_utf8
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.model.tensor_names import expected_tensors
 from cpmbee.tokenizer import Tokenizer
@@ -99,11 +99,13 @@ def export(
         CheckpointError: the checkpoint or the delta is damaged or does not fit its configuration; names the tensor.
         ConfigError: the configuration or an option is wrong, or a file of requests has a line that is none.
         VocabularyError: no vocabulary, or one that does not fit the model.
+        ModelFolderError: the path ``out`` is not UTF-8, so that nobody could load the folder.
         ExportError: ``out`` cannot be written or must not be replaced, or verification does not hold.
         DependencyError: the checkpoint's format or the calibration needs a package that is not installed.
     """
     cache = cache or ("fp32" if precision == "fp32" else "fp16")
     _check_options(precision, block_size, head_bits, method, cache)
+    require_utf8(Path(out))
     if calibration is not None and (precision not in QUANTIZED or method != "search"):
         raise ConfigError(f"calibration is for int8 and int4 with method search, not for {precision} with {method}")
     if quality is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import cpmbee
+from cpmbee.export.exporter import export
 from cpmbee.folder import open_folder
 from tests.engine.graph_fuzz import put_graph
 
@@ -79,12 +80,15 @@ def test_a_blob_that_is_a_pipe(small_folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems elsewhere take no such name")
-def test_a_path_that_is_no_utf8(small_folder: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_no_utf8(small_checkpoint: Path, small_folder: Path, tmp_path: Path) -> None:
     folder = os.fsdecode(os.fsencode(tmp_path) + b"/" + "模型".encode("gbk"))
     shutil.copytree(small_folder, folder)
     with pytest.raises(cpmbee.ModelFolderError, match="this path is not UTF-8") as caught:
         open_folder(folder)
     assert str(caught.value).encode()
+    with pytest.raises(cpmbee.ModelFolderError, match="this path is not UTF-8"):
+        export(small_checkpoint, f"{folder}-2", verify=False)
+    assert sorted(os.listdir(os.fsencode(tmp_path))) == [os.path.basename(os.fsencode(folder))]
 
 
 def test_a_checkpoint_says_so(small_checkpoint: Path, tmp_path: Path) -> None:
