@@ -11,11 +11,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TextIO
 
+from cpmbee.cli_options import add_generation_options, generation_options
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.generation_config import GenerationConfig
@@ -42,11 +43,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
-    options = {
-        field.name: getattr(arguments, field.name)
-        for field in fields(GenerationConfig)
-        if getattr(arguments, field.name) is not None
-    }
+    options = generation_options(arguments)
     try:
         GenerationConfig().updated(**options)
         lines = _requests(arguments.request)
@@ -105,16 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=_not_negative, default=0, metavar="N", help="threads; 0 is one for each physical core")
     add("--cache-tokens", type=_not_negative, default=0, metavar="N", help="tokens of all requests at a time")
     add("--verify-hashes", action="store_true", help="check the weights file, however large it is")
-    group = parser.add_argument_group("generation (defaults: the model's generation_config.json)")
-    add = group.add_argument
-    add("--beam-size", type=int, metavar="N", help="beams; 1 is greedy search")
-    add("--max-new-tokens", type=int, metavar="N", help="budget over all answers of a request")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 to avoid tokens written before")
-    add("--repetition-window", type=int, metavar="N", help="how many of the last tokens the penalty looks at")
-    add("--temperature", type=float, metavar="X", help="sample with this temperature")
-    add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
-    add("--top-p", type=float, metavar="X", help="sample among the likeliest tokens that reach this probability")
-    add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add_generation_options(parser, "generation (defaults: the model's generation_config.json)")
     return parser
 
 

@@ -17,6 +17,7 @@ from cpmbee.forks import keep_in_children
 from cpmbee.machine import physical_cores, physical_memory
 from cpmbee.onnxruntime_errors import first_line, is_runtime_error
 from cpmbee.onnxruntime_import import import_onnxruntime
+from cpmbee.option_values import plain_number, shown
 from cpmbee.runner import Backend, Runner, RunStopped
 
 if TYPE_CHECKING:
@@ -52,13 +53,14 @@ class OrtBackend(Backend):
         native: bool = True,
     ) -> None:
         if device not in ("auto", "cpu"):
-            raise ConfigError(f'device must be "auto" or "cpu", not {device!r}')
+            raise ConfigError(f'device must be "auto" or "cpu", not {shown(device)}')
+        num_threads, cache_tokens = plain_number(num_threads), plain_number(cache_tokens)
         if type(num_threads) is not int or not 0 <= num_threads <= MAX_THREADS:
-            raise ConfigError(f"num_threads must be an integer from 0 to {MAX_THREADS}, not {num_threads!r}")
+            raise ConfigError(f"num_threads must be an integer from 0 to {MAX_THREADS}, not {shown(num_threads)}")
         self._ort = import_onnxruntime()
         self.config = folder.config
         if type(cache_tokens) is not int or not 0 <= cache_tokens < 1 << 30:
-            raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {cache_tokens!r}")
+            raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {shown(cache_tokens)}")
         self._native = native
         self._lock = threading.RLock()  # re-entrant: a signal handler may generate, too
         self._idle: list[OrtRunner] = []

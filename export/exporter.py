@@ -31,7 +31,7 @@ from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
 from cpmbee.export.transcripts import read_requests
 from cpmbee.export.weights import PRECISIONS, QUANTIZED, Precision
-from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout
+from cpmbee.folder import DEFAULTS, FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout, require_utf8
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.model.tensor_names import expected_tensors
 from cpmbee.tokenizer import Tokenizer
@@ -62,6 +62,7 @@ def export(
     lora_alpha: float | None = None,
     verify: bool = True,
     quality: str | Path | None = None,
+    generation_config: GenerationConfig | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -89,6 +90,8 @@ def export(
         verify: compare the result with the reference (`cpmbee.export.verify`).
         quality: JSON Lines of requests with their answers: verification then measures how far the export's answers
             are from those of fp32.
+        generation_config: the folder's defaults of generation, which its user may edit later; None for those of
+            `GenerationConfig`.
         overwrite: replace a model folder that an earlier export wrote to ``out``.
         progress: is told what is being done and how much of it is done, from 0 to 1.
 
@@ -96,11 +99,13 @@ def export(
         CheckpointError: the checkpoint or the delta is damaged or does not fit its configuration; names the tensor.
         ConfigError: the configuration or an option is wrong, or a file of requests has a line that is none.
         VocabularyError: no vocabulary, or one that does not fit the model.
+        ModelFolderError: the path ``out`` is not UTF-8, so that nobody could load the folder.
         ExportError: ``out`` cannot be written or must not be replaced, or verification does not hold.
         DependencyError: the checkpoint's format or the calibration needs a package that is not installed.
     """
     cache = cache or ("fp32" if precision == "fp32" else "fp16")
     _check_options(precision, block_size, head_bits, method, cache)
+    require_utf8(Path(out))
     if calibration is not None and (precision not in QUANTIZED or method != "search"):
         raise ConfigError(f"calibration is for int8 and int4 with method search, not for {precision} with {method}")
     if quality is not None:
@@ -125,7 +130,7 @@ def export(
         data_sha256 = _write_model(folder, planned, source.config, hashed, cache, tell)
         shutil.copyfile(vocab_file, folder / VOCABULARY_FILE)
         _write_json(folder / "config.json", {**source.config.to_dict(), "torch_dtype": _torch_dtype(source.config)})
-        _write_json(folder / "generation_config.json", GenerationConfig().to_dict())
+        _write_json(folder / DEFAULTS, (generation_config or GenerationConfig()).to_dict())
         known = {DATA_FILE: data_sha256}
         manifest = _manifest(folder, precision, quantization, cache, source, hashed.hexdigest(), known)
         _write_json(folder / MANIFEST, manifest)
