@@ -83,7 +83,7 @@ class AdapterConfig:
             raise CheckpointError(
                 f"{self.path}: {layer} has rank {rank}, but the adapter's configuration says {announced}"
             )
-        alpha = _matching(self.alphas, layer, self.alpha)
+        alpha: float | None = _matching(self.alphas, layer, self.alpha)
         if alpha is None:
             raise CheckpointError(
                 f"{self.path}: no configuration beside it gives the LoRA's alpha (lora_alpha); give the one it was "
