@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cpmbee import staging
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, DependencyError
 from cpmbee.model.tensor_names import EMBEDDING, HUGGINGFACE_PREFIX, expected_tensors
+from cpmbee.outputs import FolderKind, require_replaceable
+from cpmbee.staging import staged_folder
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,14 @@ Dialect = Literal["huggingface", "original"]
 FileFormat = Literal["safetensors", "bin"]
 
 _STEM = {"safetensors": "model", "bin": "pytorch_model"}
+_WEIGHTS = "|".join(
+    rf"{stem}(-\d{{5,}}-of-\d{{5,}})?\.{suffix}|{stem}\.{suffix}\.index\.json" for suffix, stem in _STEM.items()
+)
+CHECKPOINT = FolderKind(
+    "a checkpoint",
+    re.compile(rf"config\.json|vocab\.txt|{_WEIGHTS}"),
+    lambda folder: ModelConfig.from_file(folder / "config.json"),
+)
 
 
 def save_checkpoint(
@@ -46,7 +56,7 @@ def save_checkpoint(
         file_format: ``safetensors``, or ``bin`` for ``torch.save``.
         max_shard_bytes: a file holds no more, except that a tensor is never split.
         vocab_file: copied to ``vocab.txt`` in the folder.
-        overwrite: replace an existing folder and everything in it, if it is a checkpoint (has a ``config.json``).
+        overwrite: replace an existing checkpoint; a folder that holds anything else is never replaced.
 
     Raises:
         CheckpointError: the folder exists or cannot be written, or an unknown option.
@@ -102,12 +112,10 @@ def save_tensors(
             "huggingface and original, formats safetensors and bin"
         )
 
-    def require_replaceable(target: Path) -> None:
-        if target.exists() and not (overwrite and (target / "config.json").is_file()):
-            reason = "not a checkpoint" if overwrite else "not overwritten"
-            raise CheckpointError(f"{target}: exists already; {reason}")
+    def replaceable(target: Path) -> None:
+        require_replaceable(target, CHECKPOINT, overwrite, CheckpointError)
 
-    with staging.staged_folder(folder, "saving", CheckpointError, require_replaceable) as partial:
+    with staged_folder(folder, CheckpointError, replaceable) as partial:
         _write_weights(config, dtypes, read, partial, dialect, file_format, max_shard_bytes)
         _write_config(config, dtypes[EMBEDDING], partial, dialect)
         if vocab_file is not None:

@@ -34,8 +34,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.file_system import sync_entry, sync_folder
 from cpmbee.json_file import read_json_object
-from cpmbee.staging import sync_entry, sync_folder
 from cpmbee.train.processes import Processes
 
 try:
