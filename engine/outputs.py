@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from cpmbee.errors import ConfigError, CpmBeeError
@@ -63,7 +64,7 @@ def require_replaceable(target: Path, kind: FolderKind, overwrite: bool, error: 
 def require_apart(
     outputs: Iterable[Path | None], inputs: Iterable[Path | None], error: type[CpmBeeError] = ConfigError
 ) -> None:
-    """Refuse to write to what is read, whatever path or link it is called by.
+    """Refuse to write to what is read, whatever path or link it is called by, or twice to one place.
 
     Args:
         outputs: files that will be written, and folders that will be replaced; None are skipped.
@@ -74,12 +75,22 @@ def require_apart(
         CpmBeeError: as ``error``: names both.
     """
     given = [path for path in inputs if path is not None and path.exists()]
-    for output in outputs:
-        if output is None or not output.exists():
-            continue
+    wanted = [path for path in outputs if path is not None]
+    for one, other in combinations(wanted, 2):
+        if os.path.realpath(one) == os.path.realpath(other):
+            raise error(f"{one}: is written to twice; give {other} another name")
+    for output in filter(Path.exists, wanted):
         for path in given:
             if relation := _relation(output, path):
                 raise error(f"{output}: {relation} {path}, which is read; write to another place")
+
+
+def with_folders(inputs: Iterable[Path | None]) -> Iterator[Path | None]:
+    """Inputs, and the folders of those that are files: a weight file's configuration and vocabulary lie beside it."""
+    for path in inputs:
+        yield path
+        if path is not None and path.is_file():
+            yield path.parent
 
 
 def _relation(output: Path, given: Path) -> str:

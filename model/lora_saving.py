@@ -16,11 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.errors import CheckpointError
 from cpmbee.json_file import read_json_object
 from cpmbee.model.lora import LoraDelta
-from cpmbee.model.tensor_files import Array, needs_torch
+from cpmbee.model.tensor_files import Array
 from cpmbee.model.tensor_names import HUGGINGFACE_PREFIX
+from cpmbee.model.tensor_writing import write_arrays
 from cpmbee.outputs import FolderKind, require_replaceable
 from cpmbee.staging import staged_folder
 
@@ -102,7 +103,7 @@ def save_lora(
         require_replaceable(target, DELTAS[dialect], overwrite, CheckpointError)
 
     with staged_folder(folder, CheckpointError, replaceable) as partial:
-        _write_tensors(tensors, partial / weights)
+        write_arrays(tensors, partial / weights)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (partial / config).write_text(text, encoding="utf-8")
         (partial / weights).chmod((partial / config).stat().st_mode)  # safetensors lets only the owner read
@@ -149,18 +150,3 @@ def _peft_options(
         "use_dora": False,
         "inference_mode": True,
     }
-
-
-def _write_tensors(tensors: dict[str, Array], file: Path) -> None:
-    if file.suffix == ".safetensors":
-        try:
-            from safetensors.numpy import save_file
-        except ImportError:
-            raise DependencyError('writing safetensors needs safetensors: pip install "cpmbee[torch]"') from None
-        save_file(tensors, file, metadata={"format": "pt"})
-        return
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise needs_torch(f"{file}: writing it") from None
-    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, file)

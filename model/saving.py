@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.errors import CheckpointError
 from cpmbee.model.tensor_names import EMBEDDING, HUGGINGFACE_PREFIX, expected_tensors
+from cpmbee.model.tensor_writing import write_tensors
 from cpmbee.outputs import FolderKind, require_replaceable
 from cpmbee.staging import staged_folder
 
@@ -163,18 +164,8 @@ def _split(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
 
 
 def _write_shard(given: dict[str, torch.Tensor], file: Path) -> None:
-    import torch
-
     # A copy on the CPU that owns exactly its elements: torch.save would write the whole storage behind a view.
-    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in given.items()}
-    if file.suffix == ".bin":
-        torch.save(tensors, file)
-        return
-    try:
-        from safetensors.torch import save_file
-    except ImportError:
-        raise DependencyError('writing safetensors needs safetensors: pip install "cpmbee[torch]"') from None
-    save_file(tensors, file, metadata={"format": "pt"})
+    write_tensors({name: tensor.cpu().clone().contiguous() for name, tensor in given.items()}, file)
 
 
 def _write_config(config: ModelConfig, dtype: torch.dtype, folder: Path, dialect: Dialect) -> None:

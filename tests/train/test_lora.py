@@ -104,7 +104,7 @@ def test_saved_merged_and_read_again(base: Path, trained: CpmBee, dialect: str, 
         save_lora(delta, folder, dialect)  # type: ignore[arg-type]
     save_lora(delta, folder, dialect, overwrite=True)  # type: ignore[arg-type]
     other = {"original": "peft", "peft": "original"}[dialect]
-    with pytest.raises(CheckpointError, match="is not a (PEFT adapter|LoRA delta), so it is not overwritten"):
+    with pytest.raises(CheckpointError, match=r"is not a (PEFT adapter|LoRA delta), so it is not overwritten"):
         save_lora(delta, folder, other, overwrite=True)  # type: ignore[arg-type]
 
 
