@@ -15,6 +15,8 @@ from pathlib import Path
 
 from cpmbee.errors import ConfigError, CpmBeeError
 
+_STANDARD_INPUT = "/dev/stdin"  # leads to the file that it comes from, where it comes from one
+
 
 @dataclass(frozen=True)
 class FolderKind:
@@ -62,35 +64,37 @@ def require_replaceable(target: Path, kind: FolderKind, overwrite: bool, error: 
 
 
 def require_apart(
-    outputs: Iterable[Path | None], inputs: Iterable[Path | None], error: type[CpmBeeError] = ConfigError
+    outputs: Iterable[str | Path | None],
+    inputs: Iterable[str | Path | None],
+    error: type[CpmBeeError] = ConfigError,
 ) -> None:
     """Refuse to write to what is read, whatever path or link it is called by, or twice to one place.
 
     Args:
         outputs: files that will be written, and folders that will be replaced; None are skipped.
-        inputs: files and folders that are read; None, and what is not there, are skipped.
+        inputs: files and folders that are read, ``-`` for standard input; None, and what is not there, are skipped.
         error: raised where one of the former is one of the latter, a file in it, or a folder that holds it.
 
     Raises:
         CpmBeeError: as ``error``: names both.
     """
-    given = [path for path in inputs if path is not None and path.exists()]
-    wanted = [path for path in outputs if path is not None]
+    given = [Path(_STANDARD_INPUT if path == "-" else path) for path in inputs if path is not None]
+    wanted = [Path(path) for path in outputs if path is not None]
     for one, other in combinations(wanted, 2):
         if os.path.realpath(one) == os.path.realpath(other):
             raise error(f"{one}: is written to twice; give {other} another name")
-    for output in filter(Path.exists, wanted):
-        for path in given:
+    for output in filter(os.path.exists, wanted):
+        for path in filter(os.path.exists, given):
             if relation := _relation(output, path):
                 raise error(f"{output}: {relation} {path}, which is read; write to another place")
 
 
-def with_folders(inputs: Iterable[Path | None]) -> Iterator[Path | None]:
+def with_folders(inputs: Iterable[str | Path | None]) -> Iterator[str | Path | None]:
     """Inputs, and the folders of those that are files: a weight file's configuration and vocabulary lie beside it."""
     for path in inputs:
         yield path
-        if path is not None and path.is_file():
-            yield path.parent
+        if path is not None and Path(path).is_file():
+            yield Path(path).parent
 
 
 def _relation(output: Path, given: Path) -> str:
