@@ -67,12 +67,15 @@ def _save_pickled(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         with file.open("wb") as opened:
             torch.save(dict(tensors), opened)
     except (OSError, RuntimeError) as error:
-        raise _disk_error(error.__context__ or error, file) from None
+        raise _disk_error(error, file) from None
 
 
 def _disk_error(error: BaseException, file: Path) -> BaseException:
     """The error of the operating system behind that of a library; or the latter, where none is behind it."""
-    number = error.errno if isinstance(error, OSError) else None
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    number = None if cause is None else cause.errno
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # as Rust says it
         number = int(found[1])
     return error if number is None else OSError(number, os.strerror(number), str(file))

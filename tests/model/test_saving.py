@@ -1,6 +1,8 @@
 """Writing checkpoints: bit for bit, in every dialect and format, whole or not at all."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +116,16 @@ def test_unknown_options(tmp_path: Path) -> None:
     for options in ({"dialect": "french"}, {"file_format": "zip"}, {"max_shard_bytes": 0}):
         with pytest.raises(CheckpointError, match="cannot save as"):
             save_checkpoint(random_model(), tmp_path / "model", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # of any file: less than the weights have
+    try:
+        with pytest.raises(CheckpointError, match=rf"model/{name}: cannot be written \(File too large\); model is"):
+            save_checkpoint(random_model(), tmp_path / "model", file_format=name.rpartition(".")[2])  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []
