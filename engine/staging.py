@@ -119,8 +119,8 @@ def recover(target: Path) -> None:
 
     Does nothing where there is something at ``target``, and on a file system that is read-only.
     """
-    if not os.path.lexists(target):
-        with suppress(OSError):
+    if not os.path.exists(target):
+        with suppress(OSError, RuntimeError):  # the latter: links in a circle
             _recover(target.resolve())
 
 
