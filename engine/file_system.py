@@ -70,7 +70,7 @@ class Lock:
     held = False
 
     def __init__(self, path: Path, *, wait: bool) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO does not make it wait
         with suppress(OSError):
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             self.held = True
