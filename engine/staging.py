@@ -26,6 +26,7 @@ from cpmbee.file_system import Lock, exchange, sync_entry, sync_folder
 _DISK_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.EBUSY),
     *(errno.ENOTEMPTY, errno.EEXIST),  # somebody else was faster
+    errno.EXDEV,  # a folder of the lower layer of a container cannot be renamed
 )
 _WRITING, _ASIDE = "writing", "replaced"
 
