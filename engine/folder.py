@@ -22,6 +22,7 @@ from cpmbee.graph_rules import RULES, GraphRules
 from cpmbee.json_file import read_json_object
 from cpmbee.option_values import shown
 from cpmbee.regular_file import open_regular
+from cpmbee.staging import recover
 
 MANIFEST = "engine.json"
 FORMAT = "cpmbee-onnx"
@@ -90,6 +91,7 @@ def open_folder(
         ConfigError: ``config.json`` or ``generation_config.json`` is not valid.
     """
     folder = Path(path)
+    recover(folder)
     _check_path(folder)
     manifest = _manifest(folder, rules)
     files: dict[str, Any] = manifest["files"]

@@ -21,6 +21,7 @@ from cpmbee.errors import CheckpointError
 from cpmbee.model.lora_config import read_adapter_config
 from cpmbee.model.tensor_files import Array, TensorFile, open_tensor_file
 from cpmbee.model.tensor_names import canonical_name, expected_tensors, is_linear, listed
+from cpmbee.staging import recover
 
 _PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(?P<layer>.+?)\.(?:lora\.)?lora_(?P<factor>[AB])(?:\.weight)?")
@@ -138,6 +139,7 @@ def read_lora(path: str | Path, alpha: float | None = None) -> LoraDelta:
         DependencyError: the package that reads the format is not installed.
     """
     path = Path(path)
+    recover(path)
     file = open_tensor_file(_find_file(path) if path.is_dir() else path)
     config = read_adapter_config(path, file.path.parent, alpha)
     pairs, magnitudes, others, problems = _sorted(file)
