@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from cpmbee.errors import DataError
 from cpmbee.json_file import NOT_JSON
-from cpmbee.train.data.plain_pickle import PROTOCOL_MARK, load_plain
+from cpmbee.model.pickle_machine import PROTOCOL_MARK
+from cpmbee.train.data.plain_pickle import load_plain
 from cpmbee.train.data.records import RecordSet, count_characters
 
 META = "meta.bin"
