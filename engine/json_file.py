@@ -41,24 +41,27 @@ def parse_json(content: bytes, where: str, error: type[CpmBeeError]) -> Any:
 
     Args:
         content: the text; a limit on its size is the caller's.
-        where: it was read, for the message.
+        where: it was read, for the message; empty if the caller says it.
         error: raised where it cannot be used.
 
     Raises:
         CpmBeeError: as ``error``: not UTF-8, not JSON, nested too deep, or made of too many values.
     """
+    prefix = f"{where}: " if where else ""
     content = content.removeprefix(BOM_UTF8)
     opened = content.count(b"{") + content.count(b"[")
     if opened > MAX_DEPTH or opened + content.count(b",") > MAX_VALUES:
         depth, values = _extent(content)
         if depth > MAX_DEPTH:
-            raise error(f"{where}: not JSON that can be read (nested deeper than {MAX_DEPTH})")
+            raise error(f"{prefix}not JSON that can be read (nested deeper than {MAX_DEPTH})")
         if values > MAX_VALUES:
-            raise error(f"{where}: not JSON that can be read (more than {MAX_VALUES} values)")
+            raise error(f"{prefix}not JSON that can be read (more than {MAX_VALUES} values)")
     try:
         return json.loads(content.decode("utf-8"))
+    except UnicodeDecodeError as reason:
+        raise error(f"{prefix}not JSON (not UTF-8: {reason.reason} at byte {reason.start})") from None
     except NOT_JSON as reason:
-        raise error(f"{where}: not JSON ({reason})") from None
+        raise error(f"{prefix}not JSON ({reason})") from None
 
 
 def _extent(content: bytes) -> tuple[int, int]:

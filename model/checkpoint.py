@@ -111,9 +111,7 @@ class Checkpoint:
             raise CheckpointError(f"{self.path}: does not fit its configuration: {listed(problems)}")
         file, stored = self._home[EMBEDDING]
         if padding := file.shape(stored)[0] - self.config.vocab_size:
-            logger.warning(
-                "%s: left out the last %d rows of the embedding, which belong to no token", self.path, padding
-            )
+            logger.warning("%s: left out the embedding's last %d rows, which belong to no token", self.path, padding)
 
     def _check_tied(self, file: TensorFile, stored: str) -> None:
         """The model has no output head of its own, so one that differs from the embedding cannot be honoured."""

@@ -187,7 +187,7 @@ def test_rows_of_the_embedding_behind_the_vocabulary_are_left_out(
     padding = torch.full((rows, state[EMBEDDING].shape[1]), 9.0)
     state[EMBEDDING] = torch.cat([state[EMBEDDING], padding])
     assert_opens_as(write_state(tmp_path, state, file), model)
-    assert f"left out the last {rows} rows of the embedding" in caplog.text
+    assert f"left out the embedding's last {rows} rows" in caplog.text
     assert torch.equal(load_model(tmp_path).input_embedding.weight, model.input_embedding.weight)
     state["lm_head.weight"] = torch.cat([state[EMBEDDING][:-rows], padding + 1])
     assert_opens_as(write_state(tmp_path, state, file), model)
