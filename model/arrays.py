@@ -23,7 +23,7 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
         return np.dtype(name)
     try:
         import ml_dtypes
-    except ImportError:
+    except ModuleNotFoundError:
         raise DependencyError('bfloat16 tensors need ml_dtypes: pip install "cpmbee[export]"') from None
     dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return dtype

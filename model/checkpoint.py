@@ -184,7 +184,9 @@ def load_model(
     """
     try:
         from cpmbee.model.loading import model_from_checkpoint
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise needs_torch(f"{path}: loading it as a model") from None
 
     checkpoint = open_checkpoint(path)
