@@ -159,6 +159,8 @@ def _reason(error: Exception) -> str:
         return one_line(_missing_module(error.name))
     if isinstance(error, OSError) and error.strerror is not None:
         return one_line(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return one_line(f"not enough memory ({error})" if str(error) else "not enough memory")
     text = " ".join([f"{type(error).__name__}:", *str(error).split()])
     return one_line(f"{text.removesuffix(':')} (--debug shows where)")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from array import array
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class JsonLines(RecordSet):
         self.path = path
         self.name = str(path)
         self._file = open_regular(path, "the records", DataError)  # stays open: nothing can take its place
-        begins, numbers, sizes = [], [], []
+        begins, numbers, sizes = array("q"), array("q"), array("q")
         for number, line in numbered_lines(self._file, self.name, DataError):
             begins.append(self._file.tell() - len(line))
             numbers.append(number)

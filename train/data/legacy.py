@@ -61,6 +61,8 @@ class _DataFile:
         self.block = lru_cache(_OPEN_BLOCKS)(self._block)
         self.starts = [0]  # record number at which each block starts
         for number in range(entry.blocks):
+            if number and self.starts[-1] == self.starts[-2]:  # zeros take no place on a disk: there may be many
+                raise self.damaged(f"block {number - 1} has no record")
             self.starts.append(self.starts[-1] + len(self.block(number)))
         if self.starts[-1] != entry.records:
             raise self.damaged(f"it has {self.starts[-1]} records, meta.bin says {entry.records}")

@@ -156,6 +156,7 @@ def require_shard(folder: Path, entry: ShardEntry) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
     if size != entry.size:
+        open_regular(path, "a shard", DataError).close()  # says so if git-lfs has not fetched it
         raise _damaged(path, f"it has {size} bytes, the manifest says {entry.size}")
 
 

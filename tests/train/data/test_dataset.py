@@ -109,6 +109,13 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, cut: int) -> None:
         Dataset(folder)
 
 
+def test_a_shard_that_git_lfs_has_not_fetched_is_called_that(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", [{"text": "x"}])
+    (folder / "shard-00000.arrow").write_text("version https://git-lfs.github.com/spec/v1\nsize 3\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: a git-lfs pointer, not a shard; .*git lfs pull"):
+        Dataset(folder)
+
+
 def test_an_absent_shard_is_named(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data", [{"text": "x"}])
     (folder / "shard-00000.arrow").unlink()

@@ -164,6 +164,15 @@ def test_a_byte_order_mark_and_a_huge_line_of_meta(tmp_path: Path) -> None:
         open_dataset(folder)
 
 
+def test_a_file_of_zeros_is_not_walked_through(tmp_path: Path) -> None:
+    """A hole of a terabyte takes no place on the disk, and no time here."""
+    folder = write_legacy(tmp_path / "old", [PAYLOADS], block_end=1 << 40, block_size=1)
+    with (folder / "data_0.bin").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=r"data_0\.bin: the file is damaged: block 0 has no record"):
+        open_dataset(folder)
+
+
 @pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(DataError, match=r"meta\.bin, line 1: |cannot read a file of the data set"):
