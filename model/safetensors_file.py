@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -89,7 +89,7 @@ class SafetensorsFile:
         return begin, end
 
 
-def _are_sizes(value: Any, most: int) -> bool:
+def _are_sizes(value: Any, most: int) -> TypeGuard[list[int]]:
     return isinstance(value, list) and len(value) <= most and all(type(n) is int and 0 <= n < 1 << 62 for n in value)
 
 
