@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from cpmbee.errors import CpmBeeError
 
 MAX_LINE = 64 << 20  # bytes; a longer line is no record that anybody wrote
 _SKIPPED_AT_ONCE = 1 << 20
-
-
-class Line(NamedTuple):
-    """A line as it was read.
-
-    Attributes:
-        number: from 1.
-        content: with its line end and without a byte order mark; None where the line is too long.
-        size: bytes that were read since the line before.
-    """
-
-    number: int
-    content: bytes | None
-    size: int
 
 
 def numbered_lines(
@@ -45,12 +31,17 @@ def numbered_lines(
     for number, content, _ in all_lines(file, name, error_class, limit):
         if content is None:
             raise error_class(f"{name}, line {number}: {too_long(limit)}")
-        if content.strip():
+        if not content.isspace():
             yield number, content
 
 
-def all_lines(file: BinaryIO, name: str, error_class: type[CpmBeeError], limit: int = MAX_LINE) -> Iterator[Line]:
+def all_lines(
+    file: BinaryIO, name: str, error_class: type[CpmBeeError], limit: int = MAX_LINE
+) -> Iterator[tuple[int, bytes | None, int]]:
     """Every line of a file, as `numbered_lines`; one that is too long is skipped when the next is asked for.
+
+    Returns:
+        Its number from 1; the line with its end, or None where it is too long; bytes read since the line before.
 
     Raises:
         CpmBeeError: as ``error_class``: the file cannot be read; names the line.
@@ -60,9 +51,10 @@ def all_lines(file: BinaryIO, name: str, error_class: type[CpmBeeError], limit: 
         number += 1
         try:
             content = file.readline(limit + 1)
-            size, skipped = len(content) + skipped, 0
-            if len(content) > limit:
-                yield Line(number, None, size)
+            size = len(content)
+            if size > limit:
+                yield number, None, size + skipped
+                skipped = 0
                 while content and not content.endswith(b"\n"):
                     content = file.readline(_SKIPPED_AT_ONCE)
                     skipped += len(content)
@@ -71,7 +63,8 @@ def all_lines(file: BinaryIO, name: str, error_class: type[CpmBeeError], limit: 
             raise error_class(f"{name}, line {number}: cannot be read ({error.strerror})") from None
         if not content:
             return
-        yield Line(number, content.removeprefix(BOM_UTF8) if number == 1 else content, size)
+        yield number, content.removeprefix(BOM_UTF8) if number == 1 else content, size + skipped
+        skipped = 0
 
 
 def too_long(limit: int) -> str:

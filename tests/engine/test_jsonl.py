@@ -22,13 +22,13 @@ def test_every_line_is_there_once_or_known_to_be_too_long(lines: list[bytes], en
     expected = content.split(b"\n")[: None if content.rpartition(b"\n")[2] else -1] if content else []
     file = io.BytesIO(b"\xef\xbb\xbf" * marked + content)
     found = list(all_lines(file, "here", DataError, 8))
-    assert [line.number for line in found] == list(range(1, len(expected) + 1)) or (marked and not content)
-    for line, text in zip(found, expected, strict=False):
-        extra = 3 if marked and line.number == 1 else 0
-        if line.content is None:
+    assert [number for number, _, _ in found] == list(range(1, len(expected) + 1)) or (marked and not content)
+    for (number, line, _), text in zip(found, expected, strict=False):
+        extra = 3 if marked and number == 1 else 0
+        if line is None:
             assert len(text) + extra >= 8
         else:
-            assert line.content.removesuffix(b"\n") == (text if extra else text.removeprefix(b"\xef\xbb\xbf"))
+            assert line.removesuffix(b"\n") == (text if extra else text.removeprefix(b"\xef\xbb\xbf"))
 
 
 def test_blank_lines_count_but_are_left_out() -> None:
@@ -46,8 +46,8 @@ def test_a_long_line_is_named_and_skipped_on_request(tmp_path: Path) -> None:
     file.write_bytes(b"a\n" + b"b" * 5_000_000 + b"\nc\n")
     with file.open("rb") as opened:
         lines = list(all_lines(opened, "here", DataError, 100))
-        assert [line.content for line in lines] == [b"a\n", None, b"c\n"]
-        assert sum(line.size for line in lines) == file.stat().st_size
+        assert [line for _, line, _ in lines] == [b"a\n", None, b"c\n"]
+        assert sum(size for _, _, size in lines) == file.stat().st_size
         opened.seek(0)
         with pytest.raises(DataError, match="here, line 2: longer than 100 bytes; a record is one line"):
             list(numbered_lines(opened, "here", DataError, 100))

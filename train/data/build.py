@@ -187,7 +187,7 @@ def _lines(
             progress("building", reported / size)
         if content is None:
             _bad(counts, source, too_long(MAX_RECORD_BYTES), skip_bad)
-        elif content.strip():
+        elif not content.isspace():
             yield content
 
 
