@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
@@ -20,8 +17,10 @@ from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.json_file import NOT_JSON
+from cpmbee.outputs import require_apart
 from cpmbee.progress import ProgressBar
 from cpmbee.results import GenerationResult
+from cpmbee.staging import staged_file
 
 _EPILOG = """\
 A request is a nested dict with an "<ans>" key, for example
@@ -42,6 +41,7 @@ def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
+    require_apart([arguments.output], [arguments.model, arguments.request, arguments.examples])
     options = {
         field.name: getattr(arguments, field.name)
         for field in fields(GenerationConfig)
@@ -205,38 +205,9 @@ def _stream(engine: Engine, line: Line, examples: list[dict[str, Any]], options:
 
 @contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that takes its name only when it is complete.
-
-    A device or a pipe is written to as it is: a file must not take its place.
-    """
+    """Standard output, or a file that takes its name only when it is complete."""
     if path is None:
         yield sys.stdout
         return
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # not the name of a file nobody asked for
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with staged_file(path) as file:
+        yield file

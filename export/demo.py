@@ -14,6 +14,7 @@ from cpmbee.errors import CheckpointError
 from cpmbee.export.report import ExportReport
 from cpmbee.progress import ProgressBar
 
+OUT = Path("demo-model")
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"input": "白发三千丈", "prompt": "转繁体", "<ans>": ""},
     {"input": "银行", "question": "行", "<ans>": ""},
@@ -40,14 +41,13 @@ def demo_checkpoint() -> Path:
 def main(argv: list[str]) -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="cpmbee demo", description="Export the bundled demo model and try it.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo-model"), help="model folder to write or replace (./demo-model)"
-    )
+    parser.add_argument("--out", type=Path, default=OUT, help=f"model folder to write (./{OUT}, which is replaced)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder at another place, too")
     args = parser.parse_args(argv)
     from cpmbee.export import export
 
     with ProgressBar() as progress:
-        report = export(demo_checkpoint(), args.out, overwrite=True, progress=progress)
+        report = export(demo_checkpoint(), args.out, overwrite=args.overwrite or args.out == OUT, progress=progress)
     print("\n".join(_describe(report)))
     started = time.perf_counter()
     engine = cpmbee.Engine.from_pretrained(args.out)

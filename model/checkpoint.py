@@ -19,6 +19,7 @@ from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.model.saving import save_checkpoint
 from cpmbee.model.tensor_files import Array, TensorFile, needs_torch, numpy_dtype, open_tensor_file
 from cpmbee.model.tensor_names import EMBEDDING, TIED_HEAD, canonical_name, expected_tensors, listed, wrapper_prefix
+from cpmbee.staging import recover
 
 if TYPE_CHECKING:
     import torch
@@ -142,6 +143,7 @@ def open_checkpoint(path: str | Path, config: ModelConfig | None = None) -> Chec
     """
     path = Path(path)
     try:
+        recover(path)
         weights = _find_weights(path) if path.is_dir() else path
         missing = not weights.exists()
     except OSError as error:

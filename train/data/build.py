@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Literal
 from cpmbee.errors import CpmBeeError, DataError
 from cpmbee.json_file import parse_json
 from cpmbee.jsonl import all_lines, too_long
+from cpmbee.outputs import require_apart
 from cpmbee.train.data.markup import check_record, escape_leaves
 from cpmbee.train.data.opening import is_dataset, open_dataset
 from cpmbee.train.data.records import MAX_RECORD_BYTES, RecordSet, count_characters, parse_record
@@ -114,6 +115,8 @@ def build_dataset(
         DataError: ``source`` or a line of it cannot be read (names its number and the reason), no record is left, or
             ``out`` cannot be written.
     """
+    if source != STDIN:
+        require_apart([out], [source], DataError)
     options = text or TextOptions()
     counts = _Counts()
     with ExitStack() as stack:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from cpmbee.errors import DataError
+from cpmbee.staging import recover
 from cpmbee.train.data.dataset import Dataset
 from cpmbee.train.data.legacy import META, LegacyDataset
 from cpmbee.train.data.manifest import MANIFEST
@@ -19,6 +20,7 @@ def open_dataset(folder: str | Path) -> RecordSet:
         DataError: there is none, or it is damaged; names the file.
     """
     path = Path(folder)
+    recover(path)
     if os.path.exists(path / MANIFEST):  # unlike Path's method, False for any name that no file can have
         return Dataset(path)
     if os.path.exists(path / META):
@@ -29,4 +31,5 @@ def open_dataset(folder: str | Path) -> RecordSet:
 
 def is_dataset(path: Path) -> bool:
     """Whether a path looks like a data set."""
+    recover(path)
     return os.path.exists(path / MANIFEST) or os.path.exists(path / META)
