@@ -32,7 +32,6 @@ _STORAGES = {
 _HARMLESS = frozenset(
     {
         "collections.Counter",
-        "collections.defaultdict",
         "builtins.set",
         "__builtin__.set",
         "builtins.complex",
