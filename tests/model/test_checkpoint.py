@@ -353,6 +353,19 @@ def test_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
             open_checkpoint(tmp_path)
 
 
+def test_an_index_of_more_tensors_than_any_model_has(tmp_path: Path) -> None:
+    write_sharded(tmp_path, state_of(), {f"w{i}": f"{i}.safetensors" for i in range(1 << 16)})
+    with pytest.raises(CheckpointError, match=r"names 655\d\d tensors; a checkpoint has at most 65536"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_shard_that_git_lfs_has_not_fetched_is_called_that(tmp_path: Path) -> None:
+    write_sharded(tmp_path, state_of())
+    (tmp_path / "b.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 3\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: a git-lfs pointer, not a .*git lfs pull"):
+        open_checkpoint(tmp_path)
+
+
 def test_nothing_to_open(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="absent: no such file or folder"):
         open_checkpoint(tmp_path / "absent")
