@@ -49,7 +49,7 @@ class PromptError(CpmBeeError, ValueError):
 
 
 class ConfigError(CpmBeeError, ValueError):
-    """A model configuration or generation option that is unknown, missing or out of range."""
+    """A model configuration, an option or an argument that is unknown, missing or out of range."""
 
 
 class VocabularyError(CpmBeeError, ValueError):
@@ -69,7 +69,7 @@ class CacheFullError(CpmBeeError, MemoryError):
 
 
 class InferenceError(CpmBeeError, RuntimeError):
-    """A model that could not be run, or that computed what no model should; says why."""
+    """A model that could not be run or has not finished, or that computed what no model should; says why."""
 
 
 class ExportError(CpmBeeError, RuntimeError):

@@ -121,7 +121,7 @@ def recover(target: Path) -> None:
     Does nothing where there is something at ``target``, and on a file system that is read-only.
     """
     if not os.path.exists(target):
-        with suppress(OSError, RuntimeError):  # the latter: links in a circle
+        with suppress(OSError, RuntimeError, ValueError):  # links in a circle; a name that no file can have
             _recover(target.resolve())
 
 

@@ -10,8 +10,8 @@ from cpmbee.regular_file import read_text
 
 NEWLINE, SPACE = "</n>", "</_>"  # how the file spells "\n" and " "
 REQUIRED = ("<pad>", "<unk>", "<mask>", "<s>", "</s>", "<root>", "<ans>")
-MAX_FILE_BYTES = 32 << 20
-MAX_TOKENS = 1 << 22
+MAX_FILE_BYTES = 16 << 20
+MAX_TOKENS = 1 << 20
 MAX_TOKEN_LENGTH = 512  # characters; bounds the work of one longest match
 
 
@@ -32,6 +32,8 @@ def read_vocabulary(path: str | Path) -> list[str]:
         token = line_text.removesuffix("\r")
         if not token:
             continue
+        if len(tokens) == MAX_TOKENS:
+            raise VocabularyError(f"{path}:{number}: more than {MAX_TOKENS} tokens; is this a vocabulary?")
         if token in first_line:
             raise VocabularyError(f"{path}:{number}: the token {token!r} is already on line {first_line[token]}")
         if len(token) > MAX_TOKEN_LENGTH:

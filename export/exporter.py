@@ -207,7 +207,11 @@ def _vocabulary(source: TensorSource, vocab: str | Path | None) -> Path:
         raise VocabularyError("no vocab.txt lies beside the checkpoint; say where the vocabulary is (--vocab)")
     num_tokens = Tokenizer.from_file(path).vocab_size
     if num_tokens != source.config.vocab_size:
-        raise VocabularyError(f"{path}: has {num_tokens} tokens, the model has {source.config.vocab_size}")
+        padded = f"; if the last are padding, set vocab_size in its config.json to {num_tokens}"
+        raise VocabularyError(
+            f"{path}: has {num_tokens} tokens, the model has {source.config.vocab_size}"
+            + (padded if num_tokens < source.config.vocab_size else "")
+        )
     return path
 
 

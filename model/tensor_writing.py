@@ -27,7 +27,7 @@ def write_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         return
     try:
         from safetensors.torch import save_file
-    except ImportError:
+    except ModuleNotFoundError:
         raise _needs_safetensors() from None
     try:
         save_file(dict(tensors), file, metadata={"format": "pt"})
@@ -51,7 +51,7 @@ def write_arrays(arrays: Mapping[str, Array], file: Path) -> None:
         return
     try:
         from safetensors.numpy import save_file
-    except ImportError:
+    except ModuleNotFoundError:
         raise _needs_safetensors() from None
     try:
         save_file(dict(arrays), file, metadata={"format": "pt"})

@@ -48,12 +48,12 @@ def test_limits() -> None:
     assert depth_of(parse_json(deep, "here", ConfigError)) == MAX_DEPTH
     many = b"[" + b"1," * json_file.MAX_VALUES + b"1]"
     for content, reason in (
-        (b"[" + deep + b"]", "nested deeper than 256"),
+        (b"[" + deep + b" " * 1024 + b"]", "nested deeper than 256"),
         (b"{" * 100_000, "nested deeper than 256"),
         (many, "more than 1048576 values"),
         (many.replace(b"1,", b"{},"), "more than 1048576 values"),
         (b"[" + b"9" * 5000 + b"]", "digits"),
-        (b"\xff", "utf-8"),
+        (b"\xff", "not UTF-8: invalid start byte at byte 0"),
         (b"", "not JSON"),
     ):
         with pytest.raises(ConfigError, match=f"^here: not JSON.*{reason}|^here: {reason}"):
@@ -66,6 +66,9 @@ def test_objects_only(tmp_path: Path) -> None:
     file = tmp_path / "file.json"
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}')
     assert read_json_object(file, "a test", ConfigError) == {"a": 1}
+    file.write_bytes(b'{"a": ' + b"[" * 256 + b"]" * 256 + b"}")  # short, and yet too deep to be shown in a message
+    with pytest.raises(ConfigError, match=r"file\.json: not JSON that can be read \(nested deeper than 256\)"):
+        read_json_object(file, "a test", ConfigError)
     file.write_bytes(b"[1]")
     with pytest.raises(ConfigError, match=r"file\.json: expected a JSON object"):
         read_json_object(file, "a test", ConfigError)
