@@ -107,6 +107,7 @@ def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], 
         times.clear()
         rows.clear()
         engine.generate(requests, on_step=on_step, max_new_tokens=work.answer, beam_size=work.beams)
+    assert backend._session is not None
     path = Path(backend._session.end_profiling())
     events: list[Event] = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()
