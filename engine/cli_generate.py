@@ -192,7 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, metavar="X", help="sample with this temperature")
     add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
     add("--top-p", type=float, metavar="X", help="sample among the likeliest tokens that reach this probability")
-    add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add("--seed", type=int, metavar="N", help="make sampling repeatable, whatever --batch-size; equal requests differ")
     return parser
 
 

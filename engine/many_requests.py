@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -19,7 +20,7 @@ FAULTS = (PromptError, TokenizeError, CacheFullError, InferenceError)  # of a re
 
 
 class ManyRequests:
-    """Answers the requests of an input with one set of examples and options.
+    """Answers the requests of an input with one set of examples and options, as if they were of one call.
 
     Attributes:
         done: how many have been answered or refused.
@@ -31,6 +32,7 @@ class ManyRequests:
         self._examples = examples
         self._options = options
         self._first_failure = ""
+        self._repeats: Counter[int] = Counter()
         self.done = 0
         self.failed = 0
 
@@ -73,8 +75,11 @@ class ManyRequests:
         outcomes: dict[int, GenerationResult | str] = {}
         left = list(range(len(requests)))
         while left:
+            counted = _CountedOn(self._repeats)
             try:
-                results = self._engine.generate([requests[i] for i in left], self._examples, **self._options)
+                results = self._engine.generate(
+                    [requests[i] for i in left], self._examples, repeats=counted, **self._options
+                )
             except FAULTS as error:
                 if error.request is not None:
                     outcomes[left.pop(error.request)] = _reason(error)
@@ -85,8 +90,20 @@ class ManyRequests:
                     break
             else:
                 outcomes.update(zip(left, results, strict=True))
+                dict.update(self._repeats, counted)
                 break
         return [outcomes[i] for i in range(len(requests))]
+
+
+class _CountedOn(Counter[int]):
+    """Counts that go on from others, which stay as they are: a call that fails has counted nothing."""
+
+    def __init__(self, before: Counter[int]) -> None:
+        super().__init__()
+        self._before = before
+
+    def __missing__(self, key: int) -> int:
+        return self._before[key]
 
 
 def as_record(entry: Entry, outcome: GenerationResult | str) -> dict[str, Any]:

@@ -122,6 +122,25 @@ def test_a_request_that_makes_a_run_fail_fails_alone(
     assert records[2]["error"] == "no memory"
 
 
+def test_a_seeded_answer_depends_on_no_batch(
+    small_folder: Path, engine: cpmbee.Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["今天", "b", "今天", "a < b", "今天", "c", "b", "今天", "今天"]
+    requests = [{"id": i, "input": text, "<ans>": ""} for i, text in enumerate(texts)]
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join(map(json.dumps, requests)), encoding="utf-8")
+    sampling = {"temperature": 50.0, "seed": 3, "max_new_tokens": 8}
+    good = [{"input": text, "<ans>": ""} for text in texts if text != "a < b"]
+    expected = [result.answer for result in engine.generate(good, **sampling)]
+    assert len(set(expected)) > 6  # equal requests of a run differ
+    for size in ("1", "2", "3", "4", "16"):
+        options = ["--temperature", "50", "--seed", "3", "--max-new-tokens", "8", "--batch-size", size]
+        assert generate(small_folder, str(source), *options) == 1
+        records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [record["answer"] for record in records if "answer" in record] == expected
+        assert "error" in records[3]
+
+
 def test_streams_go_on_behind_a_bad_line(
     small_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
