@@ -4,11 +4,26 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from cpmbee.errors import CpmBeeError
 
 MAX_LINE = 64 << 20  # bytes; a longer line is no record that anybody wrote
+_SKIPPED_AT_ONCE = 1 << 20
+
+
+class Line(NamedTuple):
+    """A line as it was read.
+
+    Attributes:
+        number: from 1.
+        content: with its line end and without a byte order mark; None where the line is too long.
+        size: bytes that were read since the line before.
+    """
+
+    number: int
+    content: bytes | None
+    size: int
 
 
 def numbered_lines(
@@ -27,18 +42,38 @@ def numbered_lines(
     Raises:
         CpmBeeError: as ``error_class``: a line is too long, or the file cannot be read; names the line.
     """
-    number = 0
+    for number, content, _ in all_lines(file, name, error_class, limit):
+        if content is None:
+            raise error_class(f"{name}, line {number}: {too_long(limit)}")
+        if content.strip():
+            yield number, content
+
+
+def all_lines(file: BinaryIO, name: str, error_class: type[CpmBeeError], limit: int = MAX_LINE) -> Iterator[Line]:
+    """Every line of a file, as `numbered_lines`; one that is too long is skipped when the next is asked for.
+
+    Raises:
+        CpmBeeError: as ``error_class``: the file cannot be read; names the line.
+    """
+    number = skipped = 0
     while True:
         number += 1
         try:
-            line = file.readline(limit + 1)
+            content = file.readline(limit + 1)
+            size, skipped = len(content) + skipped, 0
+            if len(content) > limit:
+                yield Line(number, None, size)
+                while content and not content.endswith(b"\n"):
+                    content = file.readline(_SKIPPED_AT_ONCE)
+                    skipped += len(content)
+                continue
         except OSError as error:
             raise error_class(f"{name}, line {number}: cannot be read ({error.strerror})") from None
-        if len(line) > limit:
-            raise error_class(f"{name}, line {number}: longer than {limit >> 20} MiB; a record is one line")
-        if not line:
+        if not content:
             return
-        if number == 1:
-            line = line.removeprefix(BOM_UTF8)
-        if line.strip():
-            yield number, line
+        yield Line(number, content.removeprefix(BOM_UTF8) if number == 1 else content, size)
+
+
+def too_long(limit: int) -> str:
+    """What is wrong with a line of more than ``limit`` bytes."""
+    return f"longer than {limit:,} bytes; a record is one line"

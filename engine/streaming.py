@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 
 from cpmbee.answers import AnswerWriter
+from cpmbee.errors import InferenceError
 from cpmbee.request import Request
 from cpmbee.results import GenerationResult, Piece
 from cpmbee.task import Task
@@ -49,10 +50,10 @@ class Stream(Iterator[Piece]):
         """The result, as `Engine.generate` gives it.
 
         Raises:
-            RuntimeError: the stream has not ended.
+            InferenceError: the stream has not ended.
         """
         if self._result is None:
-            raise RuntimeError("the stream has not ended: read it to its end, or close it")
+            raise InferenceError("the stream has not ended: read it to its end, or close it")
         return self._result
 
     def close(self) -> None:

@@ -130,7 +130,7 @@ def _write_tensors(tensors: dict[str, Array], file: Path) -> None:
     if file.suffix == ".safetensors":
         try:
             from safetensors.numpy import save_file
-        except ImportError:
+        except ModuleNotFoundError:
             raise DependencyError('writing safetensors needs safetensors: pip install "cpmbee[torch]"') from None
         save_file(tensors, file, metadata={"format": "pt"})
         return

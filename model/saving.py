@@ -164,7 +164,7 @@ def _write_shard(given: dict[str, torch.Tensor], file: Path) -> None:
         return
     try:
         from safetensors.torch import save_file
-    except ImportError:
+    except ModuleNotFoundError:
         raise DependencyError('writing safetensors needs safetensors: pip install "cpmbee[torch]"') from None
     save_file(tensors, file, metadata={"format": "pt"})
 

@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +258,75 @@ def test_interrupted(
     assert generate(small_folder, str(source), "--output", str(tmp_path / "out.jsonl")) == 130
     assert capsys.readouterr().err == ""
     assert list(tmp_path.iterdir()) == [source]
+
+
+@pytest.mark.parametrize("kind", [ImportError, AttributeError, cpmbee.DependencyError, SystemError])
+def test_an_interrupt_that_an_import_turned_into_another_error(
+    kind: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def importing(argv: list[str]) -> int:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise kind("cannot import name 'x' from partially initialized module") from None
+        return 0
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(cli_generate, "main", importing)
+    assert cli.main(["generate"]) == 130
+    assert capsys.readouterr().err == ""
+    assert signal.getsignal(signal.SIGINT) is before
+    monkeypatch.setattr(cli_generate, "main", lambda _: 0)
+    assert cli.main(["generate"]) == 0
+
+
+def test_an_interrupt_within_an_import_of_a_real_process(tmp_path: Path) -> None:
+    package = tmp_path / "numpy"
+    package.mkdir()
+    code = """
+import os, signal
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000): pass
+except KeyboardInterrupt: pass
+raise ImportError("numpy failed to import: reinstall it")
+"""
+    (package / "__init__.py").write_text(code, encoding="utf-8")
+    run = subprocess.run(
+        [sys.executable, "-m", "cpmbee", "generate", "model", "{}"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (130, "")
+
+
+def test_any_failure_is_one_short_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for error in (
+        RuntimeError("\x1b[2J" + "x" * 5000),
+        OSError(2, "No such file", "a\nb\x1b[2J" + "x" * 5000),
+        ModuleNotFoundError("no", name="x\n" * 999),
+        MemoryError(),
+        cpmbee.DataError("a\nb" + "x" * 5000),
+    ):
+
+        def fail(_: list[str], error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(cli_generate, "main", fail)
+        assert cli.main(["generate"]) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("cpmbee: ")
+        assert said.removesuffix("\n").isprintable()
+        assert len(said) <= 520
+
+
+def test_python_m() -> None:
+    command = [sys.executable, "-m", "cpmbee", "--version"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (run.returncode, run.stdout) == (0, f"cpmbee {cpmbee.__version__}\n")
 
 
 def test_killed_politely(small_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,11 @@ import pyarrow as pa
 from cpmbee.errors import DataError
 from cpmbee.staging import staged_folder
 from cpmbee.train.data.manifest import MANIFEST, Manifest, ShardEntry
-from cpmbee.train.data.records import Record, count_characters
+from cpmbee.train.data.records import MAX_RECORD_BYTES, Record, count_characters
 from cpmbee.train.data.shard_file import SCHEMA, make_batch
 
 DEFAULT_SHARD_BYTES = 512 << 20
 BATCH_BYTES = 256 << 10  # of payload: what is compared with its checksum at once
-MAX_RECORD_BYTES = 64 << 20
 
 
 class _HashingFile:
