@@ -20,11 +20,11 @@ from cpmbee.encoding import Data
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.generation_config import GenerationConfig
-from cpmbee.json_file import NOT_JSON
+from cpmbee.json_file import parse_json
 from cpmbee.locale_text import argument_text, use_readable_encoding
 from cpmbee.many_requests import ManyRequests, as_record, write_pieces
 from cpmbee.progress import ProgressBar
-from cpmbee.request_file import Entry, RequestFile, make_entry, not_json
+from cpmbee.request_file import Entry, RequestFile, make_entry
 
 _EPILOG = """\
 A request is a nested dict with an "<ans>" key, for example
@@ -89,10 +89,7 @@ def _typed_request(argument: str) -> Entry | None:
     """
     if not argument.lstrip().startswith(("{", "[")):
         return None
-    try:
-        data = json.loads(argument_text(argument))
-    except NOT_JSON as error:
-        raise ConfigError(f"the request is {not_json(error)}") from None
+    data = parse_json(argument_text(argument).encode("utf-8", "surrogatepass"), "the request", ConfigError)
     if not isinstance(data, dict):
         raise ConfigError('the request must be a JSON object, such as {"input": "...", "<ans>": ""}')
     return make_entry("", None, data)

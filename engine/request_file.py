@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
 import stat
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO
 
 from cpmbee.errors import PromptError
 from cpmbee.json_document import Document, Line, left_open
-from cpmbee.json_file import NOT_JSON
+from cpmbee.json_file import parse_json
 from cpmbee.jsonl import numbered_lines
 
 
@@ -149,24 +148,15 @@ def make_entry(place: str, number: int | None, data: dict[str, Any]) -> Entry:
     return Entry(place, number, name, data)
 
 
-def not_json(error: Exception) -> str:
-    """Why text is not JSON, from what ``json.loads`` raised."""
-    if isinstance(error, json.JSONDecodeError):
-        line = f"line {error.lineno}, " if error.lineno > 1 else ""
-        return f"not JSON ({error.msg}, {line}column {error.colno})"
-    if isinstance(error, UnicodeDecodeError):
-        return f"not UTF-8 (byte {error.start + 1} is 0x{error.object[error.start]:02x})"
-    if isinstance(error, RecursionError):
-        return "not JSON that can be read (nested too deep)"
-    return f"not JSON ({error})"
-
-
 def _parsed(text: bytes) -> tuple[Any, str]:
     """A JSON value and no error, or None and what is wrong."""
     try:
-        return json.loads(text.decode("utf-8")), ""
-    except NOT_JSON as error:
-        return None, not_json(error)
+        return parse_json(text, "", PromptError), ""
+    except PromptError as error:
+        reason = str(error)
+        if b"\n" not in text.strip():
+            reason = reason.replace(": line 1 column ", ": column ")  # the line's number is said beside it
+        return None, reason
 
 
 def _standard_input() -> BinaryIO:

@@ -117,7 +117,7 @@ def test_an_endless_line_of_a_device(small_folder: Path) -> None:
     with open("/dev/zero", "rb") as zeros:
         done = subprocess.run([*COMMAND, str(small_folder)], stdin=zeros, capture_output=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith(b"cpmbee: standard input, line 1: longer than 64 MiB")
+    assert done.stderr.startswith(b"cpmbee: standard input, line 1: longer than 67,108,864 bytes; ")
     assert done.stderr.count(b"\n") == 1
 
 
@@ -161,7 +161,7 @@ def test_a_pipe_is_answered_line_by_line(coprocess: subprocess.Popen[str]) -> No
         answer: dict[str, Any] = json.loads(coprocess.stdout.readline())
         return answer
 
-    assert "line 1" not in ask('{"input": "a"\n')["error"]  # not taken for the beginning of something longer
+    assert "line 1:" not in ask('{"input": "a"\n')["error"]  # not taken for the beginning of something longer
     assert "answer" in ask(lines(FIRST))
     assert "answer" in ask(lines(FIRST) + "\n\n")  # blank lines are nothing to wait at
     assert ask("nonsense\n")["line"] == 6
