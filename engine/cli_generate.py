@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
         typed = _typed_request(arguments.request)
     except ConfigError as error:
         parser.error(str(error))
-    requests = RequestFile(arguments.request) if typed is None else None
+    asked = RequestFile(arguments.request) if typed is None else typed
     examples = [] if arguments.examples is None else _read_examples(arguments.examples)
     with _output(arguments.output) as out:
         engine = Engine.from_pretrained(
@@ -68,15 +68,15 @@ def main(argv: list[str]) -> int:
         solved = _solved(engine, examples)
         if arguments.stream:
             use_readable_encoding(out)
-        if typed is not None:
-            _answer_typed(engine, typed, solved, options, out, arguments.stream)
+        if isinstance(asked, Entry):
+            _answer_typed(engine, asked, solved, options, out, arguments.stream)
             return 0
         many = ManyRequests(engine, solved, options)
         if arguments.stream:
-            for entry in requests:
+            for entry in asked:
                 many.stream(entry, out)
         else:
-            _answer(many, requests, arguments.batch_size, out)
+            _answer(many, asked, arguments.batch_size, out)
     many.check()
     return 0
 

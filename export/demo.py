@@ -67,8 +67,8 @@ def main(argv: list[str]) -> int:
     first = result.timings.encode + result.timings.prefill
     rate = (result.usage.completion_tokens - 1) / result.timings.decode
     print(f"\n\nfirst token after {1000 * first:.1f} ms, then {rate:,.0f} tokens/s (one request alone)")
-    request = json.dumps(REQUESTS[0], ensure_ascii=False)
-    print("now yours:\n  " + shlex.join([*_own_command(), "generate", str(args.out), request]))
+    typed = json.dumps(REQUESTS[0], ensure_ascii=False)
+    print("now yours:\n  " + shlex.join([*_own_command(), "generate", str(args.out), typed]))
     return 0
 
 
