@@ -19,7 +19,7 @@ def add_generation_options(parser: argparse.ArgumentParser, title: str) -> None:
     add("--temperature", type=float, metavar="X", help="sample with this temperature")
     add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
     add("--top-p", type=float, metavar="X", help="sample among the likeliest tokens that reach this probability")
-    add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add("--seed", type=int, metavar="N", help="make sampling repeatable; equal requests differ")
 
 
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
