@@ -1,8 +1,8 @@
 """What fine-tuning does where nothing is said: rules that suit twenty records and two million.
 
-A batch holds a hundredth of the data's tokens, at least 128 and at most 4,096; a row an eighth of a batch or the longest
-record, whichever is more, in multiples of 64 and at most 512. Epochs are three, or as many as make 300 steps: a model
-that takes fewer has hardly begun to learn. The learning rate falls with the square root of the model's width, because
+A batch holds a hundredth of the data's tokens, at least 128 and at most 4,096; a row an eighth of a batch or the
+longest record, whichever is more, in multiples of 64 and at most 512. Epochs are three, or as many as make 300 steps: a
+model that takes fewer has hardly begun to learn. The learning rate falls with the square root of its width, because
 layers divide what they compute by it.
 """
 

@@ -102,7 +102,8 @@ def test_two_processes_fine_tune_adapters_as_one_does(tmp_path: Path) -> None:
     """
     base = write_checkpoint(tmp_path / "base")
     data = write_records(tmp_path / "copy.jsonl", copy_records(13))
-    options = "--lora-rank 2 --epochs 2 --batch-rows 2 --accumulation 3 --row-length 32 --threads 1".split()
+    text = "--lora-rank 2 --epochs 2 --batch-rows 2 --accumulation 3 --row-length 32 --threads 1"
+    options = text.split()
 
     def arguments(out: str) -> list[str]:
         return ["finetune", str(base), str(data), str(tmp_path / out), "--eval", str(data), *options]
