@@ -16,6 +16,7 @@ from cpmbee.errors import ModelFolderError
 from cpmbee.external_data import external_data
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.json_file import read_json_object
+from cpmbee.staging import recover
 
 MANIFEST = "engine.json"
 FORMAT = "cpmbee-onnx"
@@ -74,6 +75,7 @@ def open_folder(path: str | Path, *, verify_hashes: bool = False) -> ModelFolder
         ConfigError: ``config.json`` or ``generation_config.json`` is not valid.
     """
     folder = Path(path)
+    recover(folder)
     if not folder.is_dir():
         raise ModelFolderError(f"{folder}: no such folder; cpmbee export writes one")
     manifest = _manifest(folder)

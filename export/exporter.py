@@ -17,7 +17,7 @@ import onnx
 import cpmbee
 from cpmbee.cache_types import CACHE_TYPES, CacheType
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CheckpointError, ConfigError, DependencyError, VocabularyError
+from cpmbee.errors import CheckpointError, ConfigError, DependencyError, ExportError, VocabularyError
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
 from cpmbee.export.error_feedback import Moments
@@ -34,6 +34,7 @@ from cpmbee.export.weights import PRECISIONS, QUANTIZED, Precision
 from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.model.tensor_names import expected_tensors
+from cpmbee.outputs import require_apart
 from cpmbee.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ def export(
     """
     cache = cache or ("fp32" if precision == "fp32" else "fp16")
     _check_options(precision, block_size, head_bits, method, cache)
+    given = [Path(path) for path in (checkpoint, vocab, lora, calibration, quality) if isinstance(path, str | Path)]
+    require_apart([Path(out)], given, ExportError)
     if calibration is not None and (precision not in QUANTIZED or method != "search"):
         raise ConfigError(f"calibration is for int8 and int4 with method search, not for {precision} with {method}")
     if quality is not None:

@@ -18,6 +18,7 @@ from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.model.saving import save_checkpoint
 from cpmbee.model.tensor_files import Array, TensorFile, needs_torch, numpy_dtype, open_tensor_file
 from cpmbee.model.tensor_names import EMBEDDING, TIED_HEAD, canonical_name, expected_tensors, listed
+from cpmbee.staging import recover
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +126,7 @@ def open_checkpoint(path: str | Path, config: ModelConfig | None = None) -> Chec
         DependencyError: the package that reads the format is not installed.
     """
     path = Path(path)
+    recover(path)
     weights = _find_weights(path) if path.is_dir() else path
     if not weights.is_file():
         raise CheckpointError(f"{path}: no such file or folder")

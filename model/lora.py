@@ -21,6 +21,7 @@ from cpmbee.errors import CheckpointError
 from cpmbee.json_file import read_json_object
 from cpmbee.model.tensor_files import Array, open_tensor_file
 from cpmbee.model.tensor_names import canonical_name, expected_tensors, is_linear, listed
+from cpmbee.staging import recover
 
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+?)\.(?:lora\.)?lora_(?P<factor>[AB])(?:\.weight)?")
 _FOLDER_FILES = ("adapter_model.safetensors", "adapter_model.bin", "pytorch_model.bin")
@@ -107,6 +108,7 @@ def read_lora(path: str | Path, alpha: float | None = None) -> LoraDelta:
         DependencyError: the package that reads the format is not installed.
     """
     path = Path(path)
+    recover(path)
     file = open_tensor_file(_find_file(path) if path.is_dir() else path)
     pairs: dict[str, dict[str, Array]] = {}
     problems = []

@@ -20,9 +20,10 @@ from cpmbee.errors import ConfigError, DataError
 from cpmbee.model import CpmBee, open_checkpoint
 from cpmbee.model.loading import tensor_from_array
 from cpmbee.model.lora import LoraDelta
-from cpmbee.model.lora_saving import save_lora
-from cpmbee.model.saving import Dialect, save_tensors
+from cpmbee.model.lora_saving import DELTAS, save_lora
+from cpmbee.model.saving import CHECKPOINT, Dialect, save_tensors
 from cpmbee.model.tensor_names import expected_tensors
+from cpmbee.staging import staged_file
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.filling import empty_model, fill
 from cpmbee.train.finetune_plan import (
@@ -40,6 +41,7 @@ from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
 from cpmbee.train.processes import Processes, whole_state
+from cpmbee.train.run_folder import REPORT, require_run_folder
 from cpmbee.train.task_metrics import TaskMetrics
 from cpmbee.train.task_samples import TaskSamples
 from cpmbee.train.task_source import TaskSource
@@ -47,8 +49,6 @@ from cpmbee.train.tasks import TaskFields, TaskRecord, read_tasks
 from cpmbee.train.trainer import Trainer, TrainingResult
 
 logger = logging.getLogger("cpmbee.train")
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,14 @@ def finetune(
     Raises:
         ConfigError: an option is out of range, or there is no vocabulary.
         DataError: a record cannot be used; names file, line and path.
-        CheckpointError: the checkpoint cannot be read, or ``out`` holds a run (and ``resume`` is not set) or none.
+        CheckpointError: the checkpoint cannot be read, ``out`` holds a run (and ``resume`` is not set) or none, or
+            something else is where the run would write.
         FloatingPointError: the loss is no longer finite.
     """
     processes, out = Processes.current(), Path(out)
+    results = {"model": CHECKPOINT} if config.lora is None else {"delta": DELTAS["original"], "adapter": DELTAS["peft"]}
+    inputs = (checkpoint, data, held_out, vocab, None if delta is None else delta.path)
+    require_run_folder(out, results, inputs, resume)
     opened = open_checkpoint(checkpoint)
     vocabulary = vocab or opened.vocab_file
     if vocabulary is None:
@@ -155,7 +159,7 @@ def finetune(
     result = trainer.train(source, resume)
     if result.best_step is not None and result.best_step != result.steps:
         trainer.load_best()
-    written = _write_best(model, config, checkpoint, vocabulary, out, processes)
+    written = _write_best(model, config, checkpoint, vocabulary, out, processes, resume)
     report = _report(config, trainer_config, source, result, footprint, adapted)
     report.update({"base": str(checkpoint), "data": str(data), "metric": metric, **written})
     if held_out is not None:
@@ -163,8 +167,8 @@ def finetune(
     if delta is not None:
         report["lora"]["start"] = str(delta.path)
     if processes.first:
-        text = json.dumps(report, indent=2, ensure_ascii=False)
-        (out / REPORT).write_text(text + "\n", encoding="utf-8")
+        with staged_file(out / REPORT) as file:
+            file.write(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     return report
 
 
@@ -244,7 +248,13 @@ def _say_what_is_ahead(source: TaskSource, config: TrainerConfig) -> None:
 
 
 def _write_best(
-    model: CpmBee, config: FinetuneConfig, base: str | Path, vocabulary: str | Path, out: Path, processes: Processes
+    model: CpmBee,
+    config: FinetuneConfig,
+    base: str | Path,
+    vocabulary: str | Path,
+    out: Path,
+    processes: Processes,
+    resume: bool,
 ) -> dict[str, str]:
     """Write the model's parameters or its adapters; the names in the report of what was written."""
     if config.lora is not None:
@@ -252,8 +262,8 @@ def _write_best(
         folders = {"delta": out / "delta", "adapter": out / "adapter"}
         if processes.first:
             name, dropout = str(base), config.lora.dropout
-            save_lora(delta, folders["delta"], "original", base_model=name, dropout=dropout, overwrite=True)
-            save_lora(delta, folders["adapter"], "peft", base_model=name, dropout=dropout, overwrite=True)
+            save_lora(delta, folders["delta"], "original", base_model=name, dropout=dropout, overwrite=resume)
+            save_lora(delta, folders["adapter"], "peft", base_model=name, dropout=dropout, overwrite=resume)
         return {name: str(folder) for name, folder in folders.items()}
     state = whole_state(model)
     folder = out / "model"
@@ -266,7 +276,7 @@ def _write_best(
             folder,
             config.dialect,
             vocab_file=vocabulary,
-            overwrite=True,
+            overwrite=resume,
         )
     return {"model": str(folder)}
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.errors import DataError
+from cpmbee.staging import recover
 from cpmbee.train.data.records import Record, RecordSet, count_characters, parse_record
 
 
@@ -77,6 +78,7 @@ def open_records(path: str | Path) -> RecordSet:
         DataError: it cannot be read, or has no records.
     """
     path = Path(path)
+    recover(path)
     records: RecordSet
     if path.is_dir():
         from cpmbee.train.data.opening import open_dataset  # brings pyarrow, which JSON Lines do without

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from cpmbee.staging import staged_file
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
@@ -102,7 +104,6 @@ def _cut(file: Path, step: int) -> Path:
     """Keep the lines up to a step."""
     if file.exists():
         kept = [line for line in read_metrics(file.parent) if line["step"] <= step]
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(file)
+        with staged_file(file) as cut:
+            cut.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
     return file

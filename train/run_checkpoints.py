@@ -34,8 +34,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.file_system import sync_entry, sync_folder
 from cpmbee.json_file import read_json_object
-from cpmbee.staging import sync_entry, sync_folder
 from cpmbee.train.processes import Processes
 
 try:
@@ -90,8 +90,8 @@ class RunCheckpoints:
         target = self.path(step)
         partial = self.folder / f"{_PARTIAL}{target.name}"
         if self.processes.first:
-            if target.exists():
-                shutil.rmtree(target)  # of a run that was resumed from before this step
+            if target.exists():  # of a run that was resumed from before this step
+                self._discard(step)
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.processes.wait()
@@ -120,12 +120,17 @@ class RunCheckpoints:
             return
         for step in self.steps():
             if step not in keep:
-                doomed = self.path(step)
-                hidden = self.folder / f"{_PARTIAL}{doomed.name}"
-                shutil.rmtree(hidden, ignore_errors=True)
-                doomed.rename(hidden)  # so that a half-removed one is not taken for a good one either
+                self._discard(step)
         for leftover in self.folder.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            if _NAME.fullmatch(leftover.name.removeprefix(_PARTIAL)):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _discard(self, step: int) -> None:
+        """Hide a checkpoint, so that a half-removed one is not taken for a good one, then remove it."""
+        hidden = self.folder / f"{_PARTIAL}{self.path(step).name}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        self.path(step).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def read_state(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint.

@@ -13,6 +13,7 @@ from typing import IO, Any, Literal
 
 from cpmbee.errors import CpmBeeError, DataError
 from cpmbee.json_file import NOT_JSON
+from cpmbee.outputs import require_apart
 from cpmbee.train.data.markup import check_record, escape_leaves
 from cpmbee.train.data.opening import is_dataset, open_dataset
 from cpmbee.train.data.records import RecordSet, count_characters, parse_record
@@ -114,6 +115,8 @@ def build_dataset(
             written.
         OSError: ``source`` cannot be read.
     """
+    if source != STDIN:
+        require_apart([out], [source], DataError)
     options = text or TextOptions()
     counts = _Counts()
     with ExitStack() as stack:

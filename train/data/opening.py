@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cpmbee.errors import DataError
+from cpmbee.staging import recover
 from cpmbee.train.data.dataset import Dataset
 from cpmbee.train.data.legacy import META, LegacyDataset
 from cpmbee.train.data.manifest import MANIFEST
@@ -18,6 +19,7 @@ def open_dataset(folder: str | Path) -> RecordSet:
         DataError: there is none, or it is damaged; names the file.
     """
     path = Path(folder)
+    recover(path)
     if (path / MANIFEST).exists():
         return Dataset(path)
     if (path / META).exists():
@@ -28,4 +30,5 @@ def open_dataset(folder: str | Path) -> RecordSet:
 
 def is_dataset(path: Path) -> bool:
     """Whether a path looks like a data set."""
+    recover(path)
     return (path / MANIFEST).exists() or (path / META).exists()

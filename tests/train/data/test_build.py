@@ -155,6 +155,6 @@ build_dataset(Path("-"), Path({str(tmp_path / "out")!r}), "text")
     process.wait()
     process.stdin.close()
     left = list(tmp_path.iterdir())
-    assert all(entry.name.startswith(".out.building-") for entry in left)
+    assert all(entry.name.startswith(".out.writing-") for entry in left)
     assert build(tmp_path, "a\n") == [{"text": "a"}]
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["in.txt", "out"]

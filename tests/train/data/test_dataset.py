@@ -145,7 +145,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     def write_half() -> None:
         with new_dataset(tmp_path / "data", overwrite=False) as writer:
             writer.write({"text": "x" * BATCH_BYTES})
-            assert list(tmp_path.glob(".data.building-*/shard-00000.arrow"))
+            assert list(tmp_path.glob(".data.writing-*/shard-00000.arrow"))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
