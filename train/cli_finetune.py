@@ -135,16 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("training")
     add = group.add_argument
     length = group.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=positive, metavar="N", help="rounds of the data (3, or what makes 300 steps)")
+    length.add_argument("--epochs", type=positive, metavar="N", help="rounds of the data (3, or what makes 400 steps)")
     length.add_argument("--steps", type=positive, metavar="N", help="optimizer steps, instead of epochs")
     add("--learning-rate", type=above_zero, metavar="X", help="its peak (0.003 at width 128, less in wider models)")
     add("--warmup", type=not_negative, default=100, metavar="N", help="steps (100, at most a tenth of all)")
     add("--schedule", choices=("cosine", "noam", "constant"), default="cosine", help="after the warm-up (cosine)")
     add("--weight-decay", type=float, default=0.0, metavar="X", help="of matrices (0)")
     add("--row-length", type=positive, metavar="N", help="most tokens of a row (what suits the data, at most 512)")
-    add(
-        "--batch-rows", type=positive, metavar="N", help="rows of a batch, over all processes (a hundredth of the data)"
-    )
+    add("--batch-rows", type=positive, metavar="N", help="rows of a batch, over all processes (what suits the data)")
     add("--accumulation", type=positive, default=1, metavar="N", help="batches of one step (1)")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the computation (fp32)")
     add("--activation-checkpointing", action="store_true", help="less memory, more time")

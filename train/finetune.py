@@ -27,12 +27,12 @@ from cpmbee.staging import staged_file
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.filling import empty_model, fill
 from cpmbee.train.finetune_plan import (
-    FEW_STEPS,
     default_batch_rows,
     default_checkpoint_every,
     default_epochs,
     default_evaluate_every,
     default_row_length,
+    say_what_is_ahead,
 )
 from cpmbee.train.footprint import Footprint, peak_memory
 from cpmbee.train.jsonl import open_records
@@ -42,6 +42,7 @@ from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
 from cpmbee.train.processes import Processes, whole_state
 from cpmbee.train.run_folder import REPORT, require_run_folder
+from cpmbee.train.schedule import batch_factor
 from cpmbee.train.task_metrics import TaskMetrics
 from cpmbee.train.task_samples import TaskSamples
 from cpmbee.train.task_source import TaskSource
@@ -145,7 +146,7 @@ def finetune(
     footprint = Footprint.of(model)
     if processes.first:
         logger.info("%s", footprint)
-        _say_what_is_ahead(source, trainer_config)
+        say_what_is_ahead(source, trainer_config)
     processes.shard(model, torch.device(device))
     fill(model, lambda name: tensor_from_array(opened.read(name)), torch.device(device))
     trainer = Trainer(
@@ -226,25 +227,15 @@ def _trainer_config(config: FinetuneConfig, source: TaskSource, metric: str) -> 
     epochs = default_epochs(source) if config.epochs == "auto" else config.epochs
     if epochs is not None:
         options["steps"] = source.steps(epochs)
+    if config.trainer.reference_batch is not None:  # not left to the trainer: its first batch may be an epoch's last
+        rows = source.batch_rows * config.trainer.accumulation
+        options["learning_rate"] *= batch_factor(config.trainer.batch_scaling, rows, config.trainer.reference_batch)
+        options["reference_batch"] = None
     steps, epoch = options["steps"], source.steps(1)
     options["warmup"] = min(options["warmup"], steps // 10)
     options["evaluate_every"] = options["evaluate_every"] or default_evaluate_every(epoch, steps)
     options["checkpoint_every"] = options["checkpoint_every"] or default_checkpoint_every(epoch, steps)
     return TrainerConfig.from_dict({**options, "monitor": metric, "higher_is_better": metric != "loss"})
-
-
-def _say_what_is_ahead(source: TaskSource, config: TrainerConfig) -> None:
-    """What the run will take, before it takes it."""
-    epoch = source.steps(1)
-    logger.info(
-        "%d steps, %.1f epochs of %d: %d tokens in %d rows, %.0f %% padding, %d rows a step",
-        config.steps, config.steps / epoch, epoch, source.tokens, source.rows(0), 100 * source.padding(),
-        source.batch_rows * config.accumulation,
-    )  # fmt: skip
-    if config.steps < FEW_STEPS:
-        logger.warning(
-            "%d steps are hardly enough to learn anything: take more epochs, or fewer rows a batch", config.steps
-        )
 
 
 def _write_best(

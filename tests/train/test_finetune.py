@@ -285,6 +285,16 @@ def test_the_loss_of_a_smaller_batch_is_a_mean_over_its_own_targets(base: Path, 
     assert len({tokens - before for (tokens, *_), (before, *_) in zip(curves[0][1:], curves[0], strict=False)}) > 1
 
 
+def test_the_learning_rate_follows_the_configured_batch_however_few_rows_there_are(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    options = {"warmup": 0, "reference_batch": 1, "accumulation": 2}
+    config = FinetuneConfig(TrainerConfig(1, 0.001, schedule="constant", **options), 2, None, 64, 50)  # type: ignore[arg-type]
+    finetune(base, data, tmp_path / "out", config)
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "out") if "loss" in line]
+    assert rates == [pytest.approx(0.01)] * 2
+
+
 def test_command_with_choices_and_tasks(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def named(records: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
         return [{**record, "kind": task} for record in records]
