@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import torch
 
 from cpmbee.train.processes import Processes
+
+logger = logging.getLogger("cpmbee.train")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -26,11 +30,11 @@ class Interrupts:
     another one this does nothing.
 
     Args:
-        announce: called, in the handler, when a signal will wait.
+        said: whether this process says when a signal waits; of several, one does.
     """
 
-    def __init__(self, announce: Callable[[], None]) -> None:
-        self._announce = announce
+    def __init__(self, said: bool = True) -> None:
+        self._said = said
         self._handlers: dict[int, _Handler] = {}
         self._waiting: set[int] = set()
 
@@ -67,4 +71,6 @@ class Interrupts:
             self._handlers[number](number, frame)
             return
         self._waiting.add(number)
-        self._announce()
+        with suppress(RuntimeError):  # what it interrupts may be writing there
+            if self._said:
+                logger.warning("interrupted: the run ends with this step and a checkpoint; once more ends it at once")

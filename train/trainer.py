@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -110,7 +110,7 @@ class Trainer:
         self._begin(source, resume)
         if self.output is not None and self.processes.first:
             self._log = MetricsLog(self.output, self._progress.step, self.config.tensorboard)
-        interrupts = Interrupts(self._say_that_it_waits)
+        interrupts = Interrupts(said=self.processes.first)
         try:
             with interrupts if self.checkpoints is not None else nullcontext():
                 losses, stopped = self._loop(source, interrupts)
@@ -166,13 +166,9 @@ class Trainer:
             stopped = self._patience_is_over()
             progress.seconds = before + time.perf_counter() - started
             done = stopped or progress.step == config.steps
+            due = improved or done or (config.checkpoint_every and progress.step % config.checkpoint_every == 0)
             interrupt = interrupts.agreed(self.processes, self.optimizer_step.device)
-            if (
-                interrupt
-                or improved
-                or done
-                or (config.checkpoint_every and progress.step % config.checkpoint_every == 0)
-            ):
+            if due or interrupt:
                 self._save(source)
             if interrupt:
                 self._say_where_it_ended()
@@ -251,11 +247,6 @@ class Trainer:
         if self._log is not None:
             self._log.evaluation(progress.step, values)
         return improved
-
-    def _say_that_it_waits(self) -> None:
-        with suppress(RuntimeError):  # what it interrupts may be writing there
-            if self.processes.first:
-                logger.warning("interrupted: the run ends with this step and a checkpoint; once more ends it at once")
 
     def _say_where_it_ended(self) -> None:
         if self.processes.first and self.checkpoints is not None:

@@ -208,7 +208,7 @@ def test_a_handler_that_only_takes_note_is_called_behind_the_step(
 def test_signals_without_a_handler_in_python_are_left_alone() -> None:
     before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
-        with Interrupts(lambda: None):
+        with Interrupts():
             assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
         signal.signal(signal.SIGTERM, before)
@@ -216,7 +216,7 @@ def test_signals_without_a_handler_in_python_are_left_alone() -> None:
 
 def test_an_interrupt_behind_the_last_step_is_delivered() -> None:
     def context(error: Exception | None) -> None:
-        with Interrupts(lambda: None) as interrupts:
+        with Interrupts() as interrupts:
             interrupt()
             assert interrupts.agreed(ALONE, CPU) == signal.SIGINT
             if error is not None:
@@ -232,7 +232,7 @@ def test_training_in_another_thread_changes_no_handlers() -> None:
     found: list[Any] = []
 
     def look() -> None:
-        with Interrupts(lambda: None):
+        with Interrupts():
             found.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=look)
