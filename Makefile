@@ -19,6 +19,24 @@ demo: .venv/demo
 test: check
 	.venv-dev/bin/python -m pytest -q
 
+## test-all: `make test` with the newest versions of everything, what is too long for it, and all with the oldest versions
+.PHONY: test-all newest slow oldest
+test-all:
+	for target in newest test slow oldest; do $(MAKE) $$target || exit 1; done
+
+## newest: bring what the tests run with up to date
+newest: .venv-dev/installed
+	rm -rf build
+	.venv-dev/bin/python $(PIP_INSTALL) --upgrade --upgrade-strategy eager ".[dev]"
+
+## slow: the tests that are too long for every run
+slow: .venv-dev/installed
+	.venv-dev/bin/python -m pytest -q -m slow
+
+## oldest: all tests with the oldest versions that the metadata allows (PyTorch then comes with CUDA: gigabytes)
+oldest: .venv-oldest/installed
+	.venv-oldest/bin/python -m pytest -q -m "slow or not slow"
+
 ## check: lint, format and types, on an installed copy
 check: .venv-dev/installed
 	.venv-dev/bin/ruff check .
@@ -52,5 +70,14 @@ sanitize: .venv-dev/installed
 	    .venv-dev/bin/python $(PIP_INSTALL) "cpmbee[dev]" $(SAID)
 	@touch $@
 
+PIP_OLDEST = $(PIP_INSTALL:constraints.txt=constraints-oldest.txt)
+
+.venv-oldest/installed: $(SOURCES) constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	rm -rf build
+	.venv-oldest/bin/python $(PIP_OLDEST) ".[cpu,export,train,bench]" pytest hypothesis
+	.venv-oldest/bin/python $(PIP_OLDEST) --force-reinstall --no-deps .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-dev build demo-model *.egg-info csrc/*.c engine/*.so
+	rm -rf .venv .venv-dev .venv-oldest build demo-model *.egg-info csrc/*.c engine/*.so

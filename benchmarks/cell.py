@@ -143,6 +143,7 @@ class EndlessBackend(Backend):
     def __init__(self, backend: Backend, end: int) -> None:
         self.config = backend.config
         self.cache_rows = backend.cache_rows
+        self.num_threads = backend.num_threads
         self._backend = backend
         self._end = end
 

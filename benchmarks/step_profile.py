@@ -16,9 +16,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import onnxruntime
+from typing import TYPE_CHECKING, Any
 
 from cpmbee import Engine
 from cpmbee.bench import cell
@@ -28,8 +26,14 @@ from cpmbee.bench.graph_cost import costs, read_graph
 from cpmbee.bench.peers.graph_rules import PEER_RULES
 from cpmbee.bench.plan import Workload
 from cpmbee.folder import ModelFolder, open_folder
+from cpmbee.onnxruntime_import import import_onnxruntime
 from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import onnxruntime
+else:
+    onnxruntime = import_onnxruntime()
 
 BETWEEN, ENGINE = "between", "engine"
 FUSED = {"FusedMatMul": "MatMul"}  # what the runtime makes of a product and a factor after it

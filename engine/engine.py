@@ -74,7 +74,8 @@ class Engine:
         Args:
             folder: what ``cpmbee export`` wrote.
             device: ``"auto"`` or ``"cpu"``.
-            num_threads: threads of one run; 0 takes one for each physical core.
+            num_threads: threads of one run; 0 takes one for each physical core, or fewer where a small model gains
+                nothing by them.
             cache_tokens: tokens that all requests at a time may have; 0 takes 8,192, or what fits a quarter of the
                 memory.
             verify_hashes: check the weights file against its hash, however large it is.
@@ -117,6 +118,11 @@ class Engine:
     def native_ops(self) -> dict[str, str]:
         """For each custom op, the kernel that runs it: an instruction set, or ``"function"``."""
         return self._backend.native_ops
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of one run, as asked for or as chosen by default."""
+        return self._backend.num_threads
 
     @property
     def cache_usage(self) -> CacheUsage:

@@ -66,6 +66,11 @@ class ModelFolder:
         return self.path / GRAPH
 
     @property
+    def weight_bytes(self) -> int:
+        """Bytes of the graph and its weights."""
+        return sum(file.stat().st_size for file in self.path.glob(f"{self.model.name}*"))
+
+    @property
     def vocabulary(self) -> Path:
         """The tokenizer's tokens."""
         return self.path / "vocab.txt"

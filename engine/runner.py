@@ -91,10 +91,12 @@ class Backend(ABC):
     Attributes:
         config: the model's.
         cache_rows: rows of the cache, row 0 (scratch) not counted.
+        num_threads: threads of one run.
     """
 
     config: ModelConfig
     cache_rows: int
+    num_threads: int = 1
 
     @property
     def native_ops(self) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cpmbee import native
+from cpmbee import native, threads
 from cpmbee.cache_types import CacheArrays, cache_names
 from cpmbee.errors import CacheFullError, ConfigError, InferenceError, ModelFolderError
 from cpmbee.folder import ModelFolder
@@ -38,7 +38,7 @@ class OrtBackend(Backend):
     Args:
         folder: the checked folder.
         device: ``"auto"`` or ``"cpu"``.
-        num_threads: of one run; 0 takes one for each physical core.
+        num_threads: of one run; 0 takes one for each physical core, or fewer where a small model gains nothing by them.
         cache_tokens: rows of the cache; 0 takes the default.
         native: with the native kernels, if they are built.
     """
@@ -65,12 +65,20 @@ class OrtBackend(Backend):
         self._lock = threading.RLock()  # re-entrant: a signal handler may generate, too
         self._idle: list[OrtRunner] = []
         self._runners: weakref.WeakSet[OrtRunner] = weakref.WeakSet()
-        self._session: ort.InferenceSession | None = self._open(folder, num_threads or physical_cores())
-        arrays = CacheArrays(self._session)
-        self.cache_rows = cache_tokens or _default_cache_rows(arrays.row_bytes)
+        self.num_threads = num_threads or (1 if folder.weight_bytes < threads.SMALL_MODEL_BYTES else physical_cores())
+        session = self._open(folder, self.num_threads)
+        arrays = CacheArrays(session)
+        self._row_bytes = arrays.row_bytes
+        self.cache_rows = cache_tokens or _default_cache_rows(self._row_bytes)
         self._caches = self._make_caches(arrays)
-        keep_in_children(self._session)
-        _log.info("loaded %s: cache of %d tokens, kernels %s", folder.path, self.cache_rows, self.native_ops)
+        if num_threads == 0 and self.num_threads < physical_cores():
+            session = self._with_threads_that_pay(folder, session)
+        self._session: ort.InferenceSession | None = session
+        keep_in_children(session)
+        _log.info(
+            "loaded %s: %d threads%s, cache of %d tokens, kernels %s",
+            *(folder.path, self.num_threads, "" if num_threads else " by default", self.cache_rows, self.native_ops),
+        )
 
     @property
     def native_ops(self) -> dict[str, str]:
@@ -82,7 +90,7 @@ class OrtBackend(Backend):
     @property
     def cache_bytes(self) -> int:
         """Bytes of all cache rows, row 0 (scratch) counted; memory is taken as rows are first written."""
-        return sum(int(value.tensor_size_in_bytes()) for value in self._caches.values())
+        return (self.cache_rows + 1) * self._row_bytes
 
     @contextmanager
     def runner(self) -> Iterator[Runner]:
@@ -113,14 +121,32 @@ class OrtBackend(Backend):
             self._caches = {}
             self._session = None
 
+    def _with_threads_that_pay(self, folder: ModelFolder, session: ort.InferenceSession) -> ort.InferenceSession:
+        """The session of those threads that a small model runs fastest with."""
+        sessions = {self.num_threads: session}
+
+        def seconds(count: int) -> float:
+            tried = sessions[count] = sessions.get(count) or self._open(folder, count)
+            return threads.request_seconds(
+                OrtRunner(self._ort, tried, self._lock, self._caches, self.config.vocab_size)
+            )
+
+        self.num_threads = threads.choose(physical_cores(), seconds)
+        return sessions[self.num_threads]
+
     def _open(self, folder: ModelFolder, num_threads: int) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # one plan for each shape would pile up, and shapes change all the time
         options.log_severity_level = 3
+        threads.bound_spinning(options, self._ort.__version__)
         if self._native:
             native.register(options)
+        if "function" in self.native_ops.values() and (
+            reason := native.why_no_bodies(folder.precision.values(), self._ort.__version__)
+        ):
+            raise ModelFolderError(f"{folder.path}: {reason}")
         try:
             session = self._ort.InferenceSession(str(folder.model), options, providers=["CPUExecutionProvider"])
         except Exception as error:

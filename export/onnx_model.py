@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from cpmbee import native
 from cpmbee.cache_types import CacheArrays
 from cpmbee.export.probes import GraphInputs
+from cpmbee.machine import physical_cores
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 
 class OnnxModel:
@@ -38,6 +45,7 @@ class OnnxModel:
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
+        options.intra_op_num_threads = physical_cores()
         options.log_severity_level = 3
         if use_native:
             native.register(options)

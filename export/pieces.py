@@ -9,16 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
 from cpmbee import native
 from cpmbee.export.probes import GraphInputs
+from cpmbee.machine import physical_cores
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 Array = NDArray[Any]
 
@@ -135,6 +141,7 @@ class PiecewiseModel:
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
+        options.intra_op_num_threads = physical_cores()
         options.log_severity_level = 3
         if self._use_native:
             native.register(options)

@@ -99,8 +99,6 @@ def open_engine(arguments: argparse.Namespace) -> tuple[Engine, str]:
         return Engine.from_pretrained(
             model, num_threads=arguments.threads, cache_tokens=arguments.cache_tokens
         ), "engine"
-    import torch
-
     from cpmbee.model import load_model, open_checkpoint
     from cpmbee.train.processes import Processes
     from cpmbee.train.torch_backend import TorchBackend
@@ -108,11 +106,9 @@ def open_engine(arguments: argparse.Namespace) -> tuple[Engine, str]:
     vocabulary = arguments.vocab or open_checkpoint(model).vocab_file
     if vocabulary is None:
         raise ConfigError(f"{model}: no vocabulary beside the checkpoint; name one with --vocab")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     device = Processes.current().device(arguments.device)
     loaded = load_model(model, lora=arguments.lora, lora_alpha=arguments.lora_alpha, device=device)
-    backend = TorchBackend(loaded, arguments.cache_tokens or 8192)
+    backend = TorchBackend(loaded, arguments.cache_tokens or 8192, arguments.threads)
     return Engine(backend, Tokenizer.from_file(vocabulary)), "torch"
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from cpmbee.model import open_checkpoint
 from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.train.arguments import above_zero, add_task_fields, not_negative, positive, task_fields
@@ -35,8 +33,6 @@ def main(argv: list[str]) -> int:
             parser.error("--lora goes on with the rank and the layers of its delta: leave --lora-rank and --target out")
     elif arguments.lora_rank is None and (arguments.target or arguments.lora_alpha or arguments.lora_dropout):
         parser.error("--target, --lora-alpha and --lora-dropout need --lora-rank")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     with process_group():
         with training_progress() as on_step:
             delta = None if arguments.lora is None else read_lora(arguments.lora, arguments.lora_alpha)
@@ -96,6 +92,7 @@ def _config(arguments: argparse.Namespace, delta: LoraDelta | None) -> FinetuneC
         metric=arguments.metric,
         seed=arguments.seed,
         dialect=arguments.dialect,
+        threads=arguments.threads,
     )
 
 
@@ -165,6 +162,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--log-every", type=positive, default=50, metavar="N", help="steps between lines (50)")
     add("--tensorboard", action="store_true", help="write TensorBoard files to OUT")
     add("--seed", type=not_negative, default=0, metavar="N", help="of data order, adapters and dropout (0)")
-    add("--threads", type=not_negative, default=0, metavar="N", help="of the CPU; 1 suits small models (PyTorch's)")
+    add("--threads", type=not_negative, default=0, metavar="N", help="of the CPU (1 for a small model, else PyTorch's)")
     add("--device", default="auto", help="such as cpu or cuda (auto)")
     return parser

@@ -23,6 +23,7 @@ from cpmbee.model.lora import LoraDelta
 from cpmbee.model.lora_saving import DELTAS, save_lora
 from cpmbee.model.saving import CHECKPOINT, Dialect, save_tensors
 from cpmbee.model.tensor_names import expected_tensors
+from cpmbee.model.torch_threads import suited_threads, torch_threads
 from cpmbee.staging import staged_file
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.filling import empty_model, fill
@@ -69,6 +70,7 @@ class FinetuneConfig:
             ``choice_accuracy`` where the held-out records have choices, else ``loss``.
         seed: of data order, adapters and dropout.
         dialect: of the checkpoint that a full run writes.
+        threads: of the CPU; 0 takes what suits the model.
     """
 
     trainer: TrainerConfig
@@ -80,6 +82,7 @@ class FinetuneConfig:
     metric: str | None = None
     seed: int = 0
     dialect: Dialect = "huggingface"
+    threads: int = 0
 
     def __post_init__(self) -> None:
         if self.metric is not None and self.metric not in METRICS:
@@ -157,7 +160,10 @@ def finetune(
         on_step=None if on_step is None else lambda metrics: on_step(metrics, trainer_config.steps),
         fixed=_fixed(config.lora, adapted),
     )
-    result = trainer.train(source, resume)
+    threads = config.threads or suited_threads(sum(parameter.numel() for parameter in model.parameters()))
+    logger.info("threads of the CPU: %d", threads)
+    with torch_threads(threads):
+        result = trainer.train(source, resume)
     if result.best_step is not None and result.best_step != result.steps:
         trainer.load_best()
     written = _write_best(model, config, checkpoint, vocabulary, out, processes, resume)

@@ -14,6 +14,7 @@ from cpmbee.model import CpmBee, open_checkpoint, save_checkpoint
 from cpmbee.model.cpmbee import initial_values
 from cpmbee.model.loading import tensor_from_array
 from cpmbee.model.saving import CHECKPOINT
+from cpmbee.model.torch_threads import suited_threads, torch_threads
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.data.source import MixtureSource
 from cpmbee.train.filling import empty_model, fill
@@ -54,8 +55,6 @@ def pretrain(
     processes = Processes.current()
     inputs = (config.checkpoint, config.vocabulary, config.mixture, config.evaluation_mixture)
     require_run_folder(output, {MODEL_FOLDER: CHECKPOINT}, inputs, resume)
-    if config.threads:
-        torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed + processes.rank)
     model, vocabulary = _start(config, processes)
     tokenizer = Tokenizer.from_file(vocabulary)
@@ -81,7 +80,10 @@ def pretrain(
     data = source(config.mixture, config.seed, processes.rank, processes.world_size)
     trainer = Trainer(model, config.training, output=output, evaluate=evaluate, on_step=on_step)
     try:
-        result = trainer.train(data, resume=resume)
+        threads = config.threads or suited_threads(sum(parameter.numel() for parameter in model.parameters()))
+        logger.info("threads of the CPU: %d", threads)
+        with torch_threads(threads):
+            result = trainer.train(data, resume=resume)
     finally:
         data.close()
     if processes.first and data.statistics.samples:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import cpmbee
-from cpmbee import native, onnxruntime_import
+from cpmbee import native
 from cpmbee.folder import open_folder
 from cpmbee.machine import physical_cores, physical_memory
 from cpmbee.session import OrtBackend
@@ -45,18 +45,6 @@ def test_the_environment_turns_native_kernels_off(small_folder: Path) -> None:
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     engine = cpmbee.Engine.from_pretrained(small_folder, num_threads=1)
     assert run.stdout.strip("\n") == engine.generate(REQUEST, max_new_tokens=8, beam_size=2).answer
-
-
-def test_both_runtimes_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_import, "_is_installed", lambda name: True)
-    with pytest.raises(cpmbee.DependencyError, match="both installed"):
-        onnxruntime_import.import_onnxruntime()
-
-
-def test_no_runtime(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r'pip install "cpmbee\[cpu\]"'):
-        cpmbee.Engine.from_pretrained(small_folder)
 
 
 @pytest.mark.parametrize(
