@@ -22,6 +22,21 @@ def add_generation_options(parser: argparse.ArgumentParser, title: str) -> None:
     add("--seed", type=int, metavar="N", help="make sampling repeatable; equal requests differ")
 
 
+class OneDelta(argparse.Action):
+    """A LoRA delta; a second one is refused, where the first would be dropped in silence."""
+
+    def __call__(  # noqa: D102
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} is given twice; merge one of them first (cpmbee merge), then name the other")
+        setattr(namespace, self.dest, values)
+
+
 def generation_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Those of them that were given."""
     values = {field.name: getattr(arguments, field.name) for field in fields(GenerationConfig)}

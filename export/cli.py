@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cpmbee.cache_types import CACHE_TYPES
-from cpmbee.cli_options import add_generation_options, generation_options
+from cpmbee.cli_options import OneDelta, add_generation_options, generation_options
 from cpmbee.errors import ConfigError
 from cpmbee.export.packing import BITS, BLOCK_SIZES
 from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS
@@ -136,7 +136,9 @@ def describe_verification(report: VerificationReport) -> list[str]:
 
 
 def _add_lora(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lora", type=Path, metavar="DELTA", help="LoRA delta that is merged into the weights")
+    parser.add_argument(
+        "--lora", action=OneDelta, type=Path, metavar="DELTA", help="LoRA delta that is merged into the weights"
+    )
     parser.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="its alpha, if no configuration says it")
 
 

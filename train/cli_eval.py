@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from cpmbee.cli_options import OneDelta
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError
 from cpmbee.outputs import require_apart, with_folders
@@ -138,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("checkpoints")
     add = group.add_argument
     add("--vocab", type=Path, metavar="FILE", help="vocabulary, if none lies beside the checkpoint")
-    add("--lora", type=Path, metavar="DELTA", help="LoRA delta to merge")
+    add("--lora", action=OneDelta, type=Path, metavar="DELTA", help="LoRA delta to merge")
     add("--lora-alpha", type=float, metavar="ALPHA", help="its alpha, if no configuration says it")
     add("--device", default="cpu", help="such as cpu or cuda (cpu)")
     return parser

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cpmbee.cli_options import OneDelta
 from cpmbee.model import open_checkpoint
 from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.train.arguments import above_zero, add_task_fields, not_negative, positive, task_fields
@@ -115,7 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("LoRA")
     add = group.add_argument
     add("--lora-rank", type=positive, metavar="R", help="train adapters of this rank instead of the whole model")
-    add("--lora", type=Path, metavar="DELTA", help="go on from these adapters, an OpenDelta delta or a PEFT adapter")
+    add(
+        "--lora",
+        action=OneDelta,
+        type=Path,
+        metavar="DELTA",
+        help="go on from these adapters, OpenDelta's or PEFT's",
+    )
     add(
         "--lora-alpha",
         type=above_zero,
