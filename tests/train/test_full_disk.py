@@ -18,7 +18,7 @@ from cpmbee.train.event_file import EventFile
 from cpmbee.train.metrics import MetricsLog, StepMetrics, read_metrics
 from tests.model.factory import write_checkpoint
 from tests.train.task_files import copy_records, write_records
-from tests.train.test_interrupts import at_call, curve
+from tests.train.test_interrupts import curve
 from tests.train.training_runs import run
 
 WITH_SMALL_FILES = """
@@ -29,33 +29,32 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-def refuse() -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.mark.parametrize(
-    ("owner", "name", "call"),
+    ("owner", "name"),
     [
-        (
-            Path,
-            "mkdir",
-            5,
-        ),  # of the hidden folder; the others are of the run and, with parents, of the first checkpoint
-        (HuggingFaceStorageWriter, "write_data", 2),
-        (Path, "write_text", 2),  # of the state
-        (run_checkpoints, "sync_folder", 2),
-        (Path, "rename", 2),
+        (Path, "mkdir"),
+        (HuggingFaceStorageWriter, "write_data"),
+        (Path, "write_text"),
+        (run_checkpoints, "sync_folder"),
+        (Path, "rename"),
     ],
     ids=["folder", "tensors", "state", "sync", "rename"],
 )
 def test_a_checkpoint_that_finds_no_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str
 ) -> None:
     options = {"checkpoint_every": 2, "evaluate_every": 3}
     run(tmp_path / "whole", options=options)
     out = tmp_path / "out"
+    original = getattr(owner, name)
+
+    def full_at_step_3(place: Any, *arguments: Any, **options: Any) -> Any:
+        if "step-00000003" in str(getattr(place, "path", place)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(place, *arguments, **options)
+
     with monkeypatch.context() as patch:
-        at_call(patch, owner, name, call, refuse)
+        patch.setattr(owner, name, full_at_step_3)
         with pytest.raises(CheckpointError) as caught:
             run(out, options=options)
     refused = out / "checkpoints" / "step-00000003"
@@ -83,7 +82,10 @@ def test_a_record_that_finds_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_tensorboard_that_finds_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(EventFile, "add", lambda *_: refuse())
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(EventFile, "add", refuse)
     log = MetricsLog(tmp_path, 0, tensorboard=True)
     with pytest.raises(CheckpointError, match=r"tensorboard: cannot be written \(No space left on device\)"):
         log.evaluation(1, {"loss": 1.0})

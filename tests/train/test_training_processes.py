@@ -95,6 +95,16 @@ def test_two_processes_give_the_losses_of_one_and_share_its_checkpoints(tmp_path
     assert next(evaluations) == pytest.approx(next(evaluations), abs=1e-4)
 
 
+def test_an_interrupt_of_one_process_ends_all_of_them_at_the_same_step(tmp_path: Path) -> None:
+    options = {"evaluate_every": 3}
+    stopped = command(tmp_path, "--options", json.dumps(options), "--interrupt-at", 5, launcher=TORCHRUN)
+    assert stopped.returncode == 1
+    assert "interrupted after step 5 of 8" in stopped.stderr
+    assert steps(tmp_path) == [3, 5]
+    _, result = run(tmp_path, options=options, resume=True)
+    assert len(result.losses) == 3
+
+
 def test_two_processes_fine_tune_adapters_as_one_does(tmp_path: Path) -> None:
     """Frozen parameters are split and read share by share; adapters, fresh ones here, are the same everywhere.
 
