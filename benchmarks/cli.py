@@ -51,8 +51,7 @@ def main(argv: list[str]) -> int:
     if arguments.quality is not None:
         read_requests(arguments.quality)
     out: Path = arguments.out or Path(time.strftime("bench-%Y%m%d-%H%M%S"))
-    if (out / RESULT_FILE).exists():
-        raise ConfigError(f"{out / RESULT_FILE}: there is a result already; choose another folder with --out")
+    _require_free(out, (RESULT_FILE, TABLE, SHEET))
     require_folder(out)
     if arguments.peer_models is not None:
         require_folder(arguments.peer_models)
@@ -60,6 +59,8 @@ def main(argv: list[str]) -> int:
         open_source(arguments.checkpoint)
     if arguments.plot:
         from cpmbee.bench import plots  # now: what is missing shows before anything is measured
+
+        _require_free(out, plots.PICTURES)
     settings = Settings(
         sweep=sweep,
         peers=peers,
@@ -85,6 +86,16 @@ def main(argv: list[str]) -> int:
         drawn = plots.draw(result, out)
         print(f"drawn in {out}: {', '.join(path.name for path in drawn) or 'nothing, one value of each is no picture'}")
     return 0 if result.cells else 1
+
+
+def _require_free(out: Path, names: Sequence[str]) -> None:
+    """Refuse a folder that has one of the files to be written.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    if there := [name for name in names if (out / name).exists()]:
+        raise ConfigError(f"{out / there[0]}: there is a result already; choose another folder with --out")
 
 
 def _parser() -> argparse.ArgumentParser:

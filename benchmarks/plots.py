@@ -29,6 +29,10 @@ MOST_MODELS = 4  # that a title names
 SAME = 1e-7  # a divergence that is rounding; drawn near 0
 MARKERS = "osD^vPX*<>p"  # one more than there are colours, so that no two lines look alike
 NAMES = {"prompt": "prompt", "threads": "threads", "batch": "batch", "beams": "beams", "answer": "answer"}
+PICTURES = (
+    *("tokens-per-second-by-threads.png", "decode-by-context.png", "memory-by-context.png"),
+    *("latency.png", "speed-and-quality.png"),
+)
 
 
 class Point(NamedTuple):
@@ -42,16 +46,13 @@ class Point(NamedTuple):
 
 def draw(result: Result, folder: Path) -> list[Path]:
     """Draw what can be drawn into ``folder``; returns the files."""
-    pictures: dict[str, Callable[[Result], Figure | None]] = {
-        "tokens-per-second-by-threads.png": by_threads,
-        "decode-by-context.png": decode_by_context,
-        "memory-by-context.png": memory_by_context,
-        "latency.png": latency,
-        "speed-and-quality.png": speed_and_quality,
-    }
+    pictures: list[Callable[[Result], Figure | None]] = [
+        *(by_threads, decode_by_context, memory_by_context),
+        *(latency, speed_and_quality),
+    ]
     files = []
     with mpl.rc_context({"font.size": 9, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}):
-        for name, picture in pictures.items():
+        for name, picture in zip(PICTURES, pictures, strict=True):
             figure = picture(result)
             if figure is not None:
                 figure.savefig(folder / name, bbox_inches="tight", pad_inches=0.2)

@@ -12,6 +12,7 @@ from typing import Any
 from cpmbee.bench.plan import Workload
 from cpmbee.errors import ConfigError
 from cpmbee.json_file import NOT_JSON
+from cpmbee.staging import staged_file
 
 FORMAT, SCHEMA_VERSION = "cpmbee-bench", 2
 MOST_NAMED = 8  # files in an error
@@ -106,9 +107,8 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Keep it as JSON, all of it or nothing."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with staged_file(path) as file:
+            file.write(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n")
 
     def include(self, other: Result) -> None:
         """Take the cells of another run, with all that is said of them; circumstances stay those of this one."""

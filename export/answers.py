@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import asdict
 
 import numpy as np
 
 from cpmbee.engine import Engine
 from cpmbee.export.probes import Request
 from cpmbee.export.report import Check
+from cpmbee.generation_config import GenerationConfig
 from cpmbee.results import GenerationResult
 from cpmbee.runner import Backend, Runner
 
@@ -88,7 +89,8 @@ class NoisyBackend(Backend):
 def _answers(engine: Engine, requests: Sequence[Request], beam_size: int) -> list[GenerationResult]:
     alone = [request for request in requests if request.examples]
     together = [request for request in requests if not request.examples]
-    options: dict[str, Any] = {"beam_size": beam_size, "max_new_tokens": NEW_TOKENS}
+    # All of them, for a folder has defaults of its own.
+    options = asdict(GenerationConfig(beam_size=beam_size, max_new_tokens=NEW_TOKENS))
     results = dict(zip(map(id, together), engine.generate([r.data for r in together], **options), strict=True))
     for request in alone:
         results[id(request)] = engine.generate(request.data, request.examples, **options)

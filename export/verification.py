@@ -259,7 +259,7 @@ def _expect(subject: _Subject, source: TensorSource, tell: Progress) -> tuple[_E
         )
     try:
         import torch  # noqa: F401
-    except ImportError:
+    except ModuleNotFoundError:
         notes.insert(0, "PyTorch reference not run: torch is not installed")
         plans = plan(subject.probes(), STEPS)
         answers = subject.logits_model(FUNCTIONS).run_all([planned.inputs for planned in plans])

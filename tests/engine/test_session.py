@@ -73,7 +73,7 @@ def test_subscripts_that_half_precision_cannot_hold(small_folder: Path) -> None:
     def ask(count: int) -> None:
         data = {"input": "".join(f"<option_{i}>" for i in range(count)), "<ans>": ""}
         prompt = encode_prompt(data, engine.tokenizer)
-        make_request(prompt, 0, engine.tokenizer, half, engine.generation_config)
+        make_request(prompt, engine.tokenizer, half, engine.generation_config)
 
     ask(4095)  # subscripts up to 4,094
     with pytest.raises(cpmbee.PromptError, match="4096 different special"):
