@@ -106,7 +106,7 @@ def test_a_small_model_takes_the_threads_that_pay(
     seconds = {1: 1.0, 2: 1 / faster, 4: 1 / faster**2}
 
     def request_seconds(runner: Any) -> float:
-        return seconds[runner._backend._session.get_session_options().intra_op_num_threads]
+        return seconds[runner._session.get_session_options().intra_op_num_threads]
 
     monkeypatch.setattr(threads, "request_seconds", request_seconds)
     with caplog.at_level(logging.INFO, "cpmbee"):
