@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpmbee import native
 from cpmbee.bench.draws import redrawn
 from cpmbee.bench.peers.dynamic_quantize import by_output, write_folder
 from cpmbee.bench.peers.graph_rules import PEER_RULES
@@ -89,7 +90,9 @@ def test_folder_with_other_products(tmp_path: Path) -> None:
     expected = reference(checkpoint, asked)
     rows = max(made.num_tokens for made in asked)
     model = OnnxModel(tmp_path / "theirs" / "model.onnx", rows, use_native=False)
-    assert measure(model, asked, expected).kl < 1e-2
+    # Without VNNI, ONNX Runtime adds pairs of byte products in 16 bits, which saturate; ours do not.
+    exact = "vnni" in native.kernels()["QuantizedLinear"]
+    assert measure(model, asked, expected).kl < (1e-2 if exact else 0.5)
     engine = Engine(OrtBackend(folder, num_threads=1), Tokenizer.from_file(folder.vocabulary))
     assert engine.generate({"input": "abc", "<ans>": ""}, max_new_tokens=2)
     manifest = json.loads((tmp_path / "theirs" / "engine.json").read_text())

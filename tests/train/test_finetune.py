@@ -79,9 +79,12 @@ def test_full(base: Path, data: Path, held_out: Path, tmp_path: Path) -> None:
     assert not any(torch.equal(tensor, before[name]) for name, tensor in load_model(model.path).state_dict().items())
 
 
-def test_the_best_evaluation_is_kept(base: Path, data: Path, held_out: Path, tmp_path: Path) -> None:
-    """Training that diverges on purpose: the best is not the last."""
-    config = FinetuneConfig(TrainerConfig(12, 3.0, warmup=0, schedule="constant", evaluate_every=4), row_length=64)
+def test_the_best_evaluation_is_kept(base: Path, tmp_path: Path) -> None:
+    """What is learned is wrong for the held-out record, and more so with every step: the best is not the last."""
+    data, held_out = tmp_path / "data.jsonl", tmp_path / "held_out.jsonl"
+    for file, answer in ((data, "a"), (held_out, "天")):
+        file.write_text(json.dumps({"input": "今天", "<ans>": answer}) + "\n", encoding="utf-8")
+    config = FinetuneConfig(TrainerConfig(12, 0.02, warmup=0, schedule="constant", evaluate_every=4), row_length=64)
     report = finetune(base, data, tmp_path / "out", config, held_out=held_out)
     assert report["best_step"] < report["steps"]
     assert main(["eval", str(tmp_path / "out" / "model"), str(held_out), "--output", str(tmp_path / "e.json")]) == 0
