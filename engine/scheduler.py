@@ -65,10 +65,12 @@ class Decoding(Task):
                 request.prefill_seconds += elapsed
             else:
                 request.decode_seconds += elapsed
+        return True
+
+    def _tidy(self) -> None:
         self._retire()
         if not self._active and not self._waiting:
             self._close()
-        return True
 
     def _admit(self) -> list[Request]:
         """Move requests from waiting to active while rows and sequences last, and read their examples."""

@@ -57,6 +57,9 @@ class Task(ABC):
     def _step(self) -> bool:
         """Make one step, or return False if there is none left."""
 
+    def _tidy(self) -> None:  # noqa: B027 - there may be nothing to do
+        """Let go of what is done after a step, although nobody may ask for the next one."""
+
     @property
     def driver(self) -> int:
         """The thread that carries it on, or 0."""
@@ -161,6 +164,7 @@ class Task(ABC):
             return False
         try:
             more = self._step()
+            self._tidy()
         except RunStopped:
             more = False
         except BaseException:
