@@ -214,6 +214,12 @@ class StoredMatrix(NamedTuple):
         """Rows that fit into `PANEL_BYTES` of fp32."""
         return max(1, PANEL_BYTES // (4 * self.dim_in))
 
+    def block_scales(self, start: int, count: int) -> Float32:
+        """Scales of some rows, (count, blocks)."""
+        groups = self.scales[start // LANES : -(-(start + count) // LANES)].astype(np.float32)
+        by_row: Float32 = groups.transpose(0, 2, 1).reshape(len(groups) * LANES, -1)
+        return by_row[start % LANES :][:count]
+
     def write(self, start: int, out: Float32) -> None:
         """Write its rows from ``start`` on, over the factor."""
         first = start // LANES

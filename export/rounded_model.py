@@ -1,0 +1,64 @@
+"""A model that rounds as its format prescribes, by plain operators: it says how far rounding alone moves logits.
+
+Activations are rounded to int8 in blocks before a product with the dequantized weights, cache rows are kept as the
+folder keeps them. A kernel that is right differs from exact arithmetic by errors like these: not the same ones, for a
+sum in another order tips other roundings over, but as large in the mean over many positions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import TensorProto, helper
+
+from cpmbee.export.dequantized import external_tensors
+from cpmbee.export.exact_model import WideModel
+
+LARGEST = 127.0  # number of an activation
+TINY = 1e-30  # blocks of zeros stay zeros
+
+
+class RoundedModel(WideModel):
+    """A folder's model in the arithmetic of its format; the file is not touched.
+
+    Args:
+        model_file: ``model.onnx``, its data file beside it.
+    """
+
+    def __init__(self, model_file: Path) -> None:
+        super().__init__(onnx.load(model_file, load_external_data=False), external_tensors(model_file))
+
+    def _activations(self, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        return _rounded(node.input[0], f"{node.output[0]}/x", attributes["in_features"], attributes["block_size"])
+
+
+def _rounded(value: str, scope: str, width: int, block: int) -> tuple[str, list[onnx.NodeProto]]:
+    """``value`` (..., width) with each block of a row rounded to 127 steps on either side of zero."""
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(name: str, numbers: list[int]) -> str:
+        tensor = helper.make_tensor(f"{scope}/{name}", TensorProto.INT64, [len(numbers)], numbers)
+        nodes.append(helper.make_node("Constant", [], [f"{scope}/{name}"], value=tensor))
+        return f"{scope}/{name}"
+
+    def node(op: str, inputs: list[str], name: str) -> str:
+        nodes.append(helper.make_node(op, inputs, [f"{scope}/{name}"]))
+        return f"{scope}/{name}"
+
+    for name, number in (("largest_number", LARGEST), ("tiny", TINY)):
+        nodes.append(helper.make_node("Constant", [], [f"{scope}/{name}"], value_float=number))
+    padding = -width % block
+    rows = node("Reshape", [value, constant("row_shape", [-1, width])], "rows")
+    padded = node("Pad", [rows, constant("padding", [0, 0, 0, padding])], "padded")
+    blocks = node("Reshape", [padded, constant("block_shape", [-1, block])], "blocks")
+    magnitude = node("ReduceMax", [node("Abs", [blocks], "magnitudes"), constant("axis", [1])], "magnitude")
+    reach = node("Max", [magnitude, f"{scope}/tiny"], "reach")
+    units = node("Mul", [blocks, node("Div", [f"{scope}/largest_number", reach], "inverse")], "units")
+    step = node("Div", [reach, f"{scope}/largest_number"], "step")
+    rounded = node("Mul", [node("Round", [units], "numbers"), step], "rounded_blocks")
+    wide = node("Reshape", [rounded, constant("padded_shape", [-1, width + padding])], "rounded_rows")
+    ends = [constant("begin", [0]), constant("end", [width]), constant("last", [1])]
+    narrow = node("Slice", [wide, *ends], "rounded_values")
+    return node("Reshape", [narrow, node("Shape", [value], "shape")], "rounded"), nodes
