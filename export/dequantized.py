@@ -25,8 +25,8 @@ from cpmbee.model.tensor_names import EMBEDDING
 
 Array = NDArray[Any]
 
-# A weight is at most half a step from its nearest number, where that number exists. The search takes the step with which
-# the block's squared error is least, so that what it clips is bounded, too: this many times half a step at each weight.
+# A weight is at most half a step from its nearest number, where that number exists. The search takes the step that has
+# the least squared error for a block, so that what it clips is bounded, too: this many times that of half a step each.
 CLIPPED = 2.1
 SMALLEST_STEP = 2.0**-25  # steps are fp16 numbers: what is smaller may be zero
 # Calibration moves weights away from their nearest numbers to make up for others: by at most this many times as much,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,18 @@ class Found:
         return Check(name, bool(passed), detail, self.mean, BOUNDS.mean)
 
 
+class Measured(NamedTuple):
+    """What a comparison showed.
+
+    Attributes:
+        kinds: by the kind of call.
+        token: the largest ratio of squared errors of one token's logits, over all positions.
+    """
+
+    kinds: dict[str, Found]
+    token: float
+
+
 @dataclass
 class Rounding:
     """What rounding does to the logits of some calls.
@@ -118,6 +131,15 @@ class Rounding:
         Returns:
             One check for each kind of call, and one of all tokens.
         """
+        kinds, token = self.measure(answers)
+        checks = [found.check(f"{kind}, {who}", reference) for kind, found in kinds.items()]
+        detail = (
+            f"against the {reference}: the squared error of one token's logits is at most {token:.2f} times that of"
+        )
+        return [*checks, Check(f"tokens, {who}", token <= BOUNDS.token, f"{detail} rounding", token, BOUNDS.token)]
+
+    def measure(self, answers: Iterable[Float32]) -> Measured:
+        """Ratios of squared errors; see `compare`."""
         kinds: dict[str, Found] = {}
         tokens = np.zeros(len(self._tokens))
         expected_tokens = np.zeros(len(self._tokens))
@@ -145,12 +167,7 @@ class Rounding:
             found.different += int((exact.argmax(-1) != our_rows.argmax(-1)).sum())
             tokens += error[:, :vocab].sum(0)
             expected_tokens += expected[:, :vocab].sum(0)
-        checks = [found.check(f"{kind}, {who}", reference) for kind, found in kinds.items()]
-        worst = float((tokens / expected_tokens).max())
-        detail = (
-            f"against the {reference}: the squared error of one token's logits is at most {worst:.2f} times that of"
-        )
-        return [*checks, Check(f"tokens, {who}", worst <= BOUNDS.token, f"{detail} rounding", worst, BOUNDS.token)]
+        return Measured(kinds, float((tokens / expected_tokens).max()))
 
 
 def _rows(logits: Float32) -> Float32:

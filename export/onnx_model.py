@@ -41,6 +41,7 @@ class OnnxModel:
         options.log_severity_level = 3
         if use_native:
             native.register(options)
+        self.use_native = use_native
         self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         self._caches = CacheArrays(self._session).zeros(cache_rows + 1)
 

@@ -12,8 +12,10 @@ from pathlib import Path
 import onnx
 from onnx import TensorProto, helper
 
+from cpmbee.cache_types import CacheType
 from cpmbee.export.dequantized import external_tensors
 from cpmbee.export.exact_model import WideModel
+from cpmbee.export.functions import ATTENTION, bucketed_attention
 
 LARGEST = 127.0  # number of an activation
 TINY = 1e-30  # blocks of zeros stay zeros
@@ -24,10 +26,15 @@ class RoundedModel(WideModel):
 
     Args:
         model_file: ``model.onnx``, its data file beside it.
+        cache: how its cache rows are to be stored.
     """
 
-    def __init__(self, model_file: Path) -> None:
-        super().__init__(onnx.load(model_file, load_external_data=False), external_tensors(model_file))
+    def __init__(self, model_file: Path, cache: CacheType) -> None:
+        model = onnx.load(model_file, load_external_data=False)
+        for function in model.functions:
+            if function.name == ATTENTION:
+                function.CopyFrom(bucketed_attention(cache))  # whatever the file's own rounds
+        super().__init__(model, external_tensors(model_file))
 
     def _activations(self, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
         attributes = {attribute.name: attribute.i for attribute in node.attribute}

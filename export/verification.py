@@ -63,7 +63,7 @@ EXACT, EXACT_CACHE = "exact products", "exact cache"
 ADVICE = {  # what to do where a check does not hold, by the end of its name
     "source": "give the checkpoint that was exported, and with --lora the delta that was merged",
     "weights": "the file does not hold this checkpoint's weights: export again",
-    EXACT: "the graph is wrong for this checkpoint: export again with this version, and report it if that does not help",
+    EXACT: "the graph is not this checkpoint's: export again with this version, and report it if that does not help",
     NATIVE: "rebuild the package for this machine, or run without native kernels (CPMBEE_NATIVE=0), and report it",
     FUNCTIONS: "the file is right only with native kernels: try another version of ONNX Runtime, and report it",
 }
@@ -220,7 +220,7 @@ class _Subject:
 
     def rounded(self, calls: list[Call]) -> list[Float32]:
         """What rounding alone makes of the logits of some calls."""
-        return list(RoundedModel(self.model.model).run_all([call.inputs for call in calls]))
+        return list(RoundedModel(self.model.model, self.model.cache).run_all([call.inputs for call in calls]))
 
     def answers(self, kind: str) -> list[Call]:
         """The calls of an engine that writes answers."""

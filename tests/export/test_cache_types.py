@@ -54,7 +54,7 @@ def test_logits(tmp_path: Path, name: str, cache: CacheType) -> None:
         assert check.passed, check
     logits = []
     inputs = [call.inputs for call in calls]
-    rounding = Rounding(calls, list(RoundedModel(out / "model.onnx").run_all(inputs)))
+    rounding = Rounding(calls, list(RoundedModel(out / "model.onnx", cache).run_all(inputs)))
     for use_native in KERNELS:
         model = OnnxModel(out / "model.onnx", CACHE_ROWS, use_native=use_native)
         for check in rounding.compare(model.run_all(inputs), "rounded", "reference"):

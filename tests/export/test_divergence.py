@@ -89,7 +89,7 @@ def test_the_rounded_model_rounds_as_the_native_kernels_do(block_size: int, tmp_
     """Before the first roundings tip over, they agree closely; one layer has few."""
     checkpoint, out = make_folder(tmp_path, precision="int8", block_size=block_size, cache="fp32")
     calls = reference_calls(checkpoint)[:4]
-    rounded = RoundedModel(out / "model.onnx").run_all([call.inputs for call in calls])
+    rounded = RoundedModel(out / "model.onnx", "fp32").run_all([call.inputs for call in calls])
     native = OnnxModel(out / "model.onnx", CACHE_ROWS, use_native=True).run_all([call.inputs for call in calls])
     for call, theirs, ours in zip(calls, rounded, native, strict=True):
         assert np.square(ours - theirs).mean() < 0.2 * np.square(theirs - call.logits).mean()

@@ -75,7 +75,7 @@ def test_logits_are_those_of_the_dequantized_reference(
             assert check.error is not None
             assert check.error < 2e-5, check
     inputs = [call.inputs for call in calls]
-    rounding = Rounding(calls, list(RoundedModel(out / "model.onnx").run_all(inputs)))
+    rounding = Rounding(calls, list(RoundedModel(out / "model.onnx", "fp16").run_all(inputs)))
     for use_native in _both():
         model = OnnxModel(out / "model.onnx", CACHE_ROWS, use_native=use_native)
         for check in rounding.compare(model.run_all(inputs), "rounded", "reference"):
