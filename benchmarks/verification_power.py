@@ -182,7 +182,7 @@ def config_of(rng: np.random.Generator, layers: int = 0) -> ModelConfig:
         num_attention_heads=int(rng.integers(2, 5)),
         dim_head=int(rng.choice([8, 16, 32])),
         dim_ff=int(rng.choice([28, 64, 160])),
-        num_hidden_layers=layers or int(rng.integers(1, 6)),
+        num_hidden_layers=layers or int(rng.integers(1, 5)),
         position_bias_num_buckets=32,
         position_bias_num_segment_buckets=64,
         position_bias_max_distance=128,
@@ -201,7 +201,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, seed: int) -> None:
         "w_0": rng.choice([1, 2]),
         "output_layernorm": rng.choice([1, 2, 4]),
     }
-    spread = float(rng.choice([0.1, 0.5]))
+    spread = float(rng.choice([0.1, 0.5, 1.5]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "layernorm" in name:

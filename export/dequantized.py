@@ -12,16 +12,16 @@ import onnx
 from numpy.typing import NDArray
 
 from cpmbee.errors import ModelFolderError
+from cpmbee.export.balance import Factors, blocks_of, factors_in
 from cpmbee.export.graph import build_graph
 from cpmbee.export.packing import BLOCK_SIZES, BlockFormat, Float32
 from cpmbee.export.parallel import in_order
 from cpmbee.export.quantize import Quantization, QuantizedMatrix, StoredMatrix, copy_rows
 from cpmbee.export.report import Check
 from cpmbee.export.sources import TensorSource
-from cpmbee.export.weights import QUANTIZED
+from cpmbee.export.weights import QUANTIZED, linear_scale, scaled
 from cpmbee.folder import MANIFEST, ModelFolder
 from cpmbee.json_file import read_json_object
-from cpmbee.model.tensor_names import EMBEDDING
 
 Array = NDArray[Any]
 
@@ -92,7 +92,12 @@ class DequantizedSource:
         self._calibrated = _is_calibrated(model)
         self._tensors = external_tensors(model.model)
         self._places: dict[str, _Place] = {}
+        self._blocks = {name: block for block in blocks_of(source.config) for name in (*block.readers, block.out)}
+        self._factors: dict[str, Factors] = {}
         planned = build_graph(source.config, "int8" if quantization.body_bits == 8 else "int4", quantization)
+        self._norms = {
+            tensor.sources[0]: name for name, tensor in planned.stored.items() if name.endswith("/norm_weight")
+        }
         for matrix in planned.quantized:
             first = 0
             for name, rows in zip(matrix.sources, matrix.dims_out, strict=True):
@@ -109,18 +114,66 @@ class DequantizedSource:
         place = self._places.get(name)
         if place is None:
             return self._source.read(name)
-        return self._stored(place).rows(place.first, place.first + place.rows)
+        values = self._stored(place).rows(place.first, place.first + place.rows)
+        if name in self._blocks:
+            self.factors(name).undo(values, 0)
+        return values
+
+    def factors(self, name: str) -> Factors:
+        """What the export multiplied a matrix of a block by, as the file shows it (`cpmbee.export.balance`).
+
+        Those of channels behind a norm are what became of the norm's weight. Those of inner channels are the powers of
+        two that are nearest to what became of the rows.
+        """
+        block = self._blocks[name]
+        if block.norm not in self._factors:
+            behind_norm = self._behind_norm(block.norm)
+            inner = 1 / self._rows_over(block.inner, behind_norm)
+            self._factors[block.norm] = Factors(inner, behind_norm)
+        inner, behind_norm = self._factors[block.norm]
+        return factors_in(block, name, self.config, behind_norm, inner)
+
+    def _behind_norm(self, name: str) -> Float32:
+        """The checkpoint's norm over the file's, 1 where either is zero."""
+        factor = linear_scale(self.config.hidden_size)
+        expected = scaled(self._source.read(name), factor, np.dtype(np.float32))
+        stored = np.asarray(self._tensors[self._norms[name]])
+        known = (expected != 0) & (stored != 0)
+        return np.divide(expected, stored, out=np.ones_like(expected), where=known)
+
+    def _rows_over(self, name: str, columns: Float32) -> Float32:
+        """Powers of two that rows of a matrix were multiplied by."""
+        place = self._places[name]
+        exact, stored = self.original(name), self._stored(place)
+        same = Factors(np.ones(place.rows, np.float32), columns)
+
+        def panel(start: int) -> tuple[Float32, Float32]:
+            wide = np.empty((min(stored.panel_rows, place.rows - start), stored.dim_in), np.float32)
+            left = np.empty_like(wide)
+            copy_rows([exact], start, 1.0, wide)
+            same.apply(wide, start)
+            stored.write(place.first + start, left)
+            return np.einsum("ri,ri->r", wide, left), np.einsum("ri,ri->r", wide, wide)
+
+        panels = list(in_order(panel, range(0, place.rows, stored.panel_rows)))
+        alike, power = (np.concatenate(sums) for sums in zip(*panels, strict=True))
+        known = (alike > 0) & (power > 0)
+        ratio = np.divide(alike, power, out=np.ones_like(power), where=known)
+        return np.exp2(np.rint(np.log2(ratio)))
 
     def error(self, name: str) -> WeightError:
         """How far a tensor's stored weights are from the checkpoint's."""
         exact, place = self.original(name), self._places[name]
         stored = self._stored(place)._replace(factor=1.0)
-        calibrated = self._calibrated and name != EMBEDDING
+        factors = self.factors(name) if name in self._blocks else None
+        calibrated = self._calibrated and factors is not None
 
         def panel(start: int) -> tuple[float, float, float, tuple[int, int]]:
             wide = np.empty((min(stored.panel_rows, place.rows - start), stored.dim_in), np.float32)
             left = np.empty_like(wide)
             copy_rows([exact], start, place.matrix.factor, wide)
+            if factors is not None:
+                factors.apply(wide, start)
             stored.write(place.first + start, left)
             left -= wide
             scales = stored.block_scales(place.first + start, len(wide))

@@ -18,6 +18,7 @@ import cpmbee
 from cpmbee.cache_types import CACHE_TYPES, CacheType
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, ConfigError, DependencyError, VocabularyError
+from cpmbee.export.balance import Balance
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
 from cpmbee.export.error_feedback import Moments
@@ -25,7 +26,7 @@ from cpmbee.export.folder import REPORT, require_space, staged_folder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION
 from cpmbee.export.graph import build_graph
 from cpmbee.export.model_proto import to_model
-from cpmbee.export.packing import BITS, BLOCK_SIZES
+from cpmbee.export.packing import BITS, BLOCK_SIZES, BlockFormat
 from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS, Method, Quantization
 from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
@@ -117,7 +118,8 @@ def export(
         if calibration is not None:
             tell("calibrating", 0.0)
             moments = _calibrated(source, vocab_file, calibration)
-        quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, moments)
+        balance = Balance(source, BlockFormat(QUANTIZED[precision], block_size))
+        quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, moments, balance)
     planned = build_graph(source.config, precision, quantization, cache)
     with staged_folder(Path(out), overwrite) as folder:
         require_space(folder, sum(tensor.nbytes + ALIGNMENT for tensor in planned.stored.values()))

@@ -25,6 +25,7 @@ class OnnxModel:
         model: ``model.onnx``, its data file beside it.
         cache_rows: rows of the cache, row 0 (scratch) not counted.
         use_native: with the native kernels, or with the function bodies in the file.
+        num_threads: of one run; 0 lets ONNX Runtime decide.
         level: how far ONNX Runtime optimizes the graph.
     """
 
@@ -34,10 +35,12 @@ class OnnxModel:
         cache_rows: int,
         *,
         use_native: bool,
+        num_threads: int = 0,
         level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
+        options.intra_op_num_threads = num_threads
         options.log_severity_level = 3
         if use_native:
             native.register(options)

@@ -23,6 +23,7 @@ from cpmbee.export.probes import GraphInputs
 Array = NDArray[Any]
 
 PIECE_BYTES = 64 << 20  # of stored weights; function bodies make some four copies of a piece while it is loaded
+SMALL_BYTES = 64 << 20  # of all stored weights
 OUTPUT = "logits"
 
 
@@ -136,6 +137,8 @@ class PiecewiseModel:
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        if sum(array.nbytes for array in self._weights.values()) < SMALL_BYTES:
+            options.intra_op_num_threads = 1  # threads of small models lose more in waiting than they gain
         if self._use_native:
             native.register(options)
         return options

@@ -18,6 +18,7 @@ from cpmbee.export.weights import StoredTensor, scaled
 from cpmbee.model.tensor_names import EMBEDDING
 
 if TYPE_CHECKING:
+    from cpmbee.export.balance import Balance, Factors
     from cpmbee.export.plain_quantize import expand, quantize, widen
 else:
     try:
@@ -61,6 +62,7 @@ class Quantization:
             picks each block's scale for the least squared error.
         calibration: tells the moments of a matrix's inputs, by the name of its first checkpoint tensor; "search" then
             corrects errors of attention and feed-forward matrices (`cpmbee.export.error_feedback`).
+        balance: evens out channels first; None leaves them as they are.
     """
 
     body_bits: int
@@ -68,14 +70,16 @@ class Quantization:
     block_size: int
     method: Method = "search"
     calibration: Callable[[str], Moments] | None = field(default=None, repr=False)
+    balance: Balance | None = field(default=None, repr=False)
 
     def matrix(
         self, name: str, sources: tuple[str, ...], dim_in: int, dims_out: tuple[int, ...], factor: float, bits: int
     ) -> QuantizedMatrix:
         """Linear layers with one input as one quantized matrix, times ``factor``."""
         layout = BlockFormat(bits, self.block_size)
-        calibration = None if sources[0] == EMBEDDING else self.calibration
-        return QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, calibration)
+        body = sources[0] != EMBEDDING
+        calibration, balance = (self.calibration, self.balance) if body else (None, None)
+        return QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, calibration, balance)
 
 
 class QuantizedMatrix:
@@ -103,6 +107,7 @@ class QuantizedMatrix:
         layout: BlockFormat,
         method: Method,
         calibration: Callable[[str], Moments] | None,
+        balance: Balance | None,
     ) -> None:
         self.name = name
         self.sources = sources
@@ -113,6 +118,7 @@ class QuantizedMatrix:
         self.error: float | None = None
         self._method = method
         self._calibration = calibration
+        self._balance = balance
         self._scales: list[Array] = []
         shapes = layout.weight_shape(self.dim_out, dim_in), layout.scales_shape(self.dim_out, dim_in)
         self.weight = StoredTensor(name, shapes[0], np.dtype(np.uint8), sources, self._make)
@@ -129,7 +135,10 @@ class QuantizedMatrix:
         panel_bytes = PANEL_BYTES if self._calibration is None else CORRECTED_PANEL_BYTES
         step = max(LANES, panel_bytes // (4 * columns) // LANES * LANES)
         ones = np.ones(columns, np.float32)
+        factors = self._factors()
         moments = None if self._calibration is None else self._calibration(self.sources[0])
+        if moments is not None and factors is not None:
+            moments = Moments(moments.squares / np.square(factors.columns), moments.factor * factors.columns)
         buffers = threading.local()
 
         def panel(start: int) -> Quantized:
@@ -137,6 +146,8 @@ class QuantizedMatrix:
                 buffers.values = np.zeros((min(step, rows), columns), np.float32)
             values = buffers.values[: rows - start]
             copy_rows(tensors, start, self.factor, values[:, : self.dim_in])
+            if factors is not None:
+                factors.apply(values, start)
             if moments is not None:
                 return quantize_corrected(values, moments, self.layout, self.block_scales)
             return self.rounded(values, ones)
@@ -149,6 +160,13 @@ class QuantizedMatrix:
             power += made.power
             yield made.packed
         self.error = float(np.sqrt(error / power)) if power else 0.0
+
+    def _factors(self) -> Factors | None:
+        """What balance multiplies the matrix by."""
+        if self._balance is None:
+            return None
+        parts = [self._balance.factors(name) for name in self.sources]  # columns are the same: they read one input
+        return parts[0]._replace(rows=np.concatenate([part.rows for part in parts]))
 
     def rounded(self, values: Float32, importance: Float32) -> Quantized:
         """Rows whose blocks are rounded one by one."""

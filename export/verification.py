@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -197,6 +197,11 @@ class _Subject:
         return make_probes(requests, self._tokenizer, self.model.config, STEPS)
 
     @property
+    def _threads(self) -> int:
+        """Of a session: one for a small model, whose threads lose more in waiting than they gain."""
+        return 0 if fp32_bytes(self.model.config) > LARGE_MODEL_BYTES else 1
+
+    @property
     def rounds(self) -> bool:
         """Whether it rounds activations or cache rows, which the reference does not."""
         return self.quantization is not None or (
@@ -209,7 +214,7 @@ class _Subject:
 
     def onnx_model(self, kind: str, cache_rows: int = CACHE_ROWS) -> OnnxModel:
         """A session on the folder for comparing logits."""
-        return OnnxModel(self.model.model, cache_rows, use_native=kind == NATIVE)
+        return OnnxModel(self.model.model, cache_rows, use_native=kind == NATIVE, num_threads=self._threads)
 
     def logits_model(self, kind: str) -> LogitsModel:
         """The folder's model for calls that are known beforehand, piece by piece where memory is short."""
@@ -224,7 +229,7 @@ class _Subject:
 
     def answers(self, kind: str) -> list[Call]:
         """The calls of an engine that writes answers."""
-        backend = OrtBackend(self.model, "cpu", cache_tokens=CACHE_ROWS, native=kind == NATIVE)
+        backend = OrtBackend(self.model, "cpu", self._threads, CACHE_ROWS, native=kind == NATIVE)
         return record_answers(backend, self._tokenizer, self.requests)
 
     def few(self, calls: list[_Planned]) -> list[_Planned]:
@@ -244,11 +249,15 @@ class _Expected:
         by: who computed it.
         calls: calls of the graph with their logits.
         model: the reference, to be asked more; None where only these calls can be compared.
+        answered: the calls of an engine that it answered last.
+        rounded: what rounding makes of their logits.
     """
 
     by: str
     calls: list[Call]
     model: CpmBee | None = None
+    answered: list[Call] = field(default_factory=list)
+    rounded: list[Float32] = field(default_factory=list)
 
 
 def _expect(subject: _Subject, source: TensorSource, tell: Progress) -> tuple[_Expected, list[str]]:
@@ -288,22 +297,31 @@ def _compare(subject: _Subject, expected: _Expected, rounded: list[Float32], kin
     ours: Iterable[Float32] = subject.logits_model(kind).run_all([call.inputs for call in calls])
     if expected.model is not None:
         made = subject.answers(kind)
+        _answer(subject, expected, made)
         ours = chain(ours, [call.logits for call in made])
-        calls = calls + _answered(expected.model, made)
-        if subject.rounds:
-            rounded = rounded + subject.rounded(made)
+        calls, rounded = calls + expected.answered, rounded + expected.rounded
     if subject.rounds:
         return Rounding(calls, rounded).compare(ours, kind, expected.by)
     return compare(ours, calls, kind, expected.by)
 
 
-def _answered(model: CpmBee, calls: list[Call]) -> list[Call]:
-    """The same calls with the reference's logits."""
+def _answer(subject: _Subject, expected: _Expected, made: list[Call]) -> None:
+    """Let the reference answer the calls of an engine, unless they are those that it answered last."""
     from cpmbee.export.reference_loading import ReferenceModel, few_threads
 
-    with few_threads(model.config):
-        reference = ReferenceModel(model, CACHE_ROWS)
-        return [replace(call, logits=reference.run(call.inputs)) for call in calls]
+    if expected.model is None or _same_calls(made, expected.answered):
+        return
+    with few_threads(subject.model.config):
+        reference = ReferenceModel(expected.model, CACHE_ROWS)
+        expected.answered = [replace(call, logits=reference.run(call.inputs)) for call in made]
+    if subject.rounds:
+        expected.rounded = subject.rounded(made)
+
+
+def _same_calls(some: list[Call], others: list[Call]) -> bool:
+    return len(some) == len(others) and all(
+        np.array_equal(a, b) for x, y in zip(some, others, strict=True) for a, b in zip(x.inputs, y.inputs, strict=True)
+    )
 
 
 def _measure(subject: _Subject, source: TensorSource, transcripts: list[Transcript], tell: Progress) -> Quality:
