@@ -201,7 +201,7 @@ def write_checkpoint(folder: Path, config: ModelConfig, seed: int) -> None:
         "w_0": rng.choice([1, 2]),
         "output_layernorm": rng.choice([1, 2, 4]),
     }
-    spread = float(rng.choice([0.1, 0.5, 1.5]))
+    spread = float(rng.choice([0.1, 0.5, 1.0]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "layernorm" in name:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,9 @@ import torch
 
 from cpmbee import native
 from cpmbee.errors import ExportError, ModelFolderError
-from cpmbee.export import export, verification, verify, weights
+from cpmbee.export import comparison, export, verification, verify, weights
 from cpmbee.export.answers import record_answers
-from cpmbee.export.comparison import BATCH, PROMPT, STEP, TOLERANCE, Call, compare, replay
+from cpmbee.export.comparison import BATCH, PROMPT, STEP, TOLERANCE, Call, allow_noise, compare, replay
 from cpmbee.export.probes import GraphInputs, make_requests
 from cpmbee.export.reference import ReferenceBackend
 from cpmbee.export.reference_loading import ReferenceModel, load_reference, record_streamed
@@ -209,9 +210,11 @@ class Fixed:
         return iter([self.logits])
 
 
+NO_INPUTS = GraphInputs(*[np.zeros((1, 1), np.int32)] * 8)  # type: ignore[arg-type]
+
+
 def agree(reference: Fixed, other: Fixed) -> bool:
-    inputs = GraphInputs(*[np.zeros((1, 1), np.int32)] * 8)  # type: ignore[arg-type]
-    (check,) = replay(other, [Call("prompt", inputs, reference.logits)], "other", "reference")
+    (check,) = replay(other, [Call("prompt", NO_INPUTS, reference.logits)], "other", "reference")
     return check.passed
 
 
@@ -220,6 +223,30 @@ def test_tolerance() -> None:
     assert not agree(Fixed(0, 1, 10), Fixed(0, 1, 10 + 20 * TOLERANCE))
     assert not agree(Fixed(0, 1, 10), Fixed(0, 1, float("nan")))
     assert not agree(Fixed(0, 1, 10), Fixed(0, 1, float("inf")))
+
+
+def test_a_model_that_magnifies_rounding_is_not_refused_for_it() -> None:
+    (check,) = compare(
+        [np.float32([[[0, 1, 10.005]]])], [Call("logits", NO_INPUTS, np.float32([[[0, 1, 10]]]))], "it", ""
+    )
+    assert not check.passed
+    assert [again.passed for again in allow_noise([check], 1e-4)] == [True]
+    assert [again.passed for again in allow_noise([check], 1e-6)] == [False]
+    far = replace(check, error=0.02)
+    assert [again.passed for again in allow_noise([far], 1.0)] == [False]
+
+
+def test_sharp_attention_magnifies_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "project_q" in name:
+                parameter.mul_(3000)
+    checkpoint = write_checkpoint(tmp_path / "sharp", model, file_format="safetensors")
+    assert export(checkpoint, tmp_path / "out").verification is not None
+    monkeypatch.setattr(comparison, "NOISE_TOLERANCE", 0.0)
+    with pytest.raises(ExportError, match="fp32 itself moves them"):
+        verify(tmp_path / "out", checkpoint)
 
 
 def test_a_tie_is_no_error(tmp_path: Path) -> None:
