@@ -134,13 +134,13 @@ class Balance:
         outputs: dict[str, Float64] = {}  # mean squares of what the readers make of inputs of size 1
         for name in block.readers:
             weight = self._source.read(name)
-            of_columns, of_rows = _squares(weight, gains)
+            of_columns, of_rows = _squares(weight, gains, even_rows=True)
             columns += of_columns
             outputs[name] = of_rows / len(gains)
         inner = np.sqrt(outputs[block.inner])
         if block.gate is not None:
             inner = inner * np.sqrt(outputs[block.gate])  # that of gelu is about as even as that of its input
-        out_columns, _ = _squares(self._source.read(block.out), np.ones(len(inner)))
+        out_columns, _ = _squares(self._source.read(block.out), np.ones(len(inner)), even_rows=False)
         self._behind_norm = even_factors(gains, np.sqrt(columns), self._layout)
         self._inner = even_factors(inner, np.sqrt(out_columns), self._layout)
         self._at = block
@@ -196,15 +196,23 @@ def _expected_error(activations: Float64, weights: Float64, layout: BlockFormat)
     return float((rounded_activations + rounded_weights).sum())
 
 
-def _squares(weight: Array, gains: Float64) -> tuple[Float64, Float64]:
-    """Sums of squares: of each column, and of each row with its columns times ``gains``."""
+def _squares(weight: Array, gains: Float64, *, even_rows: bool) -> tuple[Float64, Float64]:
+    """Sums of squares: of each column, and of each row with its columns times ``gains``.
+
+    With ``even_rows`` a row counts for columns relative to its own sum: rows have scales of their own, and where a row
+    is large another matrix may make up for it.
+    """
     step = max(1, PANEL_BYTES // (4 * weight.shape[1]))
+    powers = np.square(gains).astype(np.float32)
 
     def panel(start: int) -> tuple[Float64, Float32]:
         values = np.empty((min(step, len(weight) - start), weight.shape[1]), np.float32)
         copy_rows([weight], start, 1.0, values)
         np.square(values, out=values)
-        return values.sum(0, dtype=np.float64), values @ np.square(gains).astype(np.float32)
+        rows = values @ powers
+        if even_rows:
+            values *= np.divide(1, rows, out=np.zeros_like(rows), where=rows > 0)[:, None]
+        return values.sum(0, dtype=np.float64), rows
 
     panels = list(in_order(panel, range(0, len(weight), step)))
     return np.sum([columns for columns, _ in panels], axis=0), np.concatenate([rows for _, rows in panels]).astype(

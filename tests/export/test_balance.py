@@ -43,7 +43,7 @@ def error(checkpoint: Path, out: Path, precision: Precision) -> float:
 def test_outliers_cost_nothing(place: Place, precision: Precision, tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint", CONFIG)
     usual = error(checkpoint, tmp_path / "out", precision)
-    outliers = with_outliers(checkpoint, tmp_path / "outliers", place, 256)
+    outliers = with_outliers(checkpoint, tmp_path / "outliers", place, 1000)
     assert error(outliers, tmp_path / "out", precision) < 1.5 * usual
     with unbalanced():
         assert error(outliers, tmp_path / "out", precision) > 3 * usual
