@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from onnx import TensorProto, helper
+
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 SIZE = 1536
 REPEATS = 9

@@ -17,12 +17,11 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from cpmbee import native
@@ -32,6 +31,12 @@ from cpmbee.config import ModelConfig
 from cpmbee.distance import signed_distance_buckets
 from cpmbee.export import functions
 from cpmbee.export.model_proto import NUMBERS
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 CACHES: dict[str, CacheType] = {"native": "fp32", "native, fp16 cache": "fp16", "native, int8 cache": "int8"}
 IMPLEMENTATIONS = (*CACHES, "function body", "MatMul + Softmax", "MultiHeadAttention")

@@ -28,15 +28,18 @@ def plot(results: Mapping[str, Any], path: Path) -> None:
     held_out = [point for point in curve["held_out"] if point["step"] > pretraining]
     steps, means = _columns(held_out, "loss")
     loss.plot(steps, [TOKENS * mean for mean in means], "o-", markersize=3, label="CCPM, held out")
-    loss.set(xlabel="step", ylabel="loss (nats per answer)", ylim=(0.05, 3), yscale="log")
+    loss.set(xlabel="step", ylabel="loss (nats per answer)", yscale="log")
     loss.legend(frameon=False)
     steps, shares = _columns(curve["held_out"], "choice_accuracy")
     right.plot(steps, [100 * share for share in shares], "o-", markersize=3, label="model")
     bars = {"chance": 1 / OPTIONS, **{name: bar["held out"] for name, bar in results["bars"].items()}}
     for style, (name, share) in zip((":", "--", "-."), bars.items(), strict=True):
         right.axhline(100 * share, color="gray", linestyle=style, linewidth=1, label=f"{name} ({100 * share:.1f} %)")
-    right.set(xlabel="step", ylabel="right on held-out records (%)", xlim=(0, None), ylim=(20, 95))
+    right.set(xlabel="step", ylabel="right on held-out records (%)", xlim=(0, None))
     right.legend(frameon=False, loc="center right")
+    machine, millions = results["machine"], results["parameters"] / 1e6
+    where = f"{machine['cpu']}, {machine['cores']} cores"
+    figure.suptitle(f"CCPM: {millions:.1f} million parameters, trained in bf16 with one thread on {where}")
     for axes in (loss, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cpmbee import Engine
+from cpmbee.bench.peers.graph_rules import PEER_RULES
 from cpmbee.bench.plan import Workload
 from cpmbee.bench.processes import Memory, end_children_on_sigterm
 from cpmbee.folder import open_folder
@@ -125,10 +126,10 @@ def measure_engine(spec: CellSpec) -> Sample:
 
 def endless_engine(folder: Path, work: Workload) -> tuple[Engine, OrtBackend]:
     """An engine whose answers end only when their budget does."""
-    model = open_folder(folder)
+    model = open_folder(folder, rules=PEER_RULES)
     tokenizer = Tokenizer.from_file(model.vocabulary)
     backend = OrtBackend(model, work.device, work.threads, work.cache_rows)
-    return Engine(EndlessBackend(backend, tokenizer.eos_id), tokenizer, model.generation_config), backend
+    return Engine(EndlessBackend(backend, tokenizer.eos_id), tokenizer), backend
 
 
 class EndlessBackend(Backend):
@@ -142,6 +143,7 @@ class EndlessBackend(Backend):
     def __init__(self, backend: Backend, end: int) -> None:
         self.config = backend.config
         self.cache_rows = backend.cache_rows
+        self.num_threads = backend.num_threads
         self._backend = backend
         self._end = end
 

@@ -12,6 +12,7 @@ from cpmbee.bench.checks import check_workloads, open_subjects, require_folder
 from cpmbee.bench.environment import circumstances, shown_command
 from cpmbee.bench.peers.registry import PEERS
 from cpmbee.bench.plan import Sweep
+from cpmbee.bench.records import RESULT_FILE
 from cpmbee.bench.report import csv_text, markdown
 from cpmbee.bench.run import Settings, run
 from cpmbee.errors import ConfigError
@@ -20,14 +21,14 @@ from cpmbee.export.transcripts import read_requests
 from cpmbee.machine import physical_cores
 from cpmbee.progress import ProgressBar
 
-RESULT, TABLE, SHEET = "result.json", "table.md", "table.csv"
+TABLE, SHEET = "table.md", "table.csv"
 _EPILOG = """\
 Lists are separated by commas; every combination of them is measured, each in a process of its own.
 Several MODEL folders, of several precisions say, are compared in one run and take turns.
 
   cpmbee bench MODEL
   cpmbee bench INT4 INT8 --prompt 128,512,2048 --threads 1,2 --peers all --plot
-  cpmbee bench compare BEFORE/result.json AFTER/result.json
+  cpmbee bench compare BEFORE AFTER
 """
 
 
@@ -50,8 +51,7 @@ def main(argv: list[str]) -> int:
     if arguments.quality is not None:
         read_requests(arguments.quality)
     out: Path = arguments.out or Path(time.strftime("bench-%Y%m%d-%H%M%S"))
-    if (out / RESULT).exists():
-        raise ConfigError(f"{out / RESULT}: there is a result already; choose another folder with --out")
+    _require_free(out, (RESULT_FILE, TABLE, SHEET))
     require_folder(out)
     if arguments.peer_models is not None:
         require_folder(arguments.peer_models)
@@ -59,6 +59,8 @@ def main(argv: list[str]) -> int:
         open_source(arguments.checkpoint)
     if arguments.plot:
         from cpmbee.bench import plots  # now: what is missing shows before anything is measured
+
+        _require_free(out, plots.PICTURES)
     settings = Settings(
         sweep=sweep,
         peers=peers,
@@ -75,15 +77,25 @@ def main(argv: list[str]) -> int:
         result = run(found, settings, scratch, circumstances(command), progress)
     text = markdown(result)
     out.mkdir(parents=True, exist_ok=True)
-    result.write(out / RESULT)
+    result.write(out / RESULT_FILE)
     (out / TABLE).write_text(text, encoding="utf-8")
     (out / SHEET).write_text(csv_text(result), encoding="utf-8")
     print(text)
-    print(f"kept in {out}: {RESULT} (every sample), {TABLE}, {SHEET}")
+    print(f"kept in {out}: {RESULT_FILE} (every sample), {TABLE}, {SHEET}")
     if arguments.plot:
         drawn = plots.draw(result, out)
         print(f"drawn in {out}: {', '.join(path.name for path in drawn) or 'nothing, one value of each is no picture'}")
     return 0 if result.cells else 1
+
+
+def _require_free(out: Path, names: Sequence[str]) -> None:
+    """Refuse a folder that has one of the files to be written.
+
+    Raises:
+        ConfigError: names the file.
+    """
+    if there := [name for name in names if (out / name).exists()]:
+        raise ConfigError(f"{out / there[0]}: there is a result already; choose another folder with --out")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,7 +4,8 @@ Each process of a cell gives one value of a metric. The difference of two cells 
 logarithms, so it reads as a ratio; its noise is half the 99 % confidence interval of Student's t-test, the scatter of
 both runs pooled. A change counts when it exceeds both its noise and `THRESHOLD`: with dozens of numbers compared, some
 leave their interval by chance, but few of those are large. Tails of the latency are shown and not judged: what makes
-the slowest tokens is the machine as often as the build.
+the slowest tokens is the machine as often as the build. Nor are the times of a cell judged whose processes read memory
+at another rate in one run than in the other: then the machine changed, and the build may not have.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cpmbee.bench.metrics import BY_KEY, Metric, summarize
 from cpmbee.bench.records import Cell, Result
 
 THRESHOLD = 0.05  # relative; what two runs of one build on a quiet machine may differ by
+BANDWIDTH_THRESHOLD = 0.05  # relative; what the bandwidth of memory beside a cell may differ by
 COMPARED = (
     *("encode_s", "prefill_tokens_per_s", "decode_tokens_per_s", "step_p50_s", "step_p90_s", "step_p99_s"),
     *("load_s", "load_to_first_token_s", "peak_resident_bytes", "peak_anonymous_bytes", "cache_bytes", "file_bytes"),
@@ -42,6 +44,7 @@ class Difference:
         after: median of the second.
         change: relative, positive where the number grew.
         noise: half of the change's 99 % interval; None where one process each is all there is.
+        same_machine: whether memory was as fast beside the cell in both; times say nothing of the build where not.
     """
 
     cell: str
@@ -50,11 +53,18 @@ class Difference:
     after: float
     change: float
     noise: float | None
+    same_machine: bool = True
+
+    @property
+    def judged(self) -> bool:
+        """Whether a change would say something about the build."""
+        comparable = self.same_machine or self.metric.key.endswith("_bytes")
+        return comparable and self.metric.key not in TAILS and self.noise is not None
 
     @property
     def verdict(self) -> str:
         """``"better"``, ``"worse"``, or empty where the change is noise, or the metric is not judged."""
-        if self.metric.key in TAILS or self.noise is None or abs(self.change) <= max(THRESHOLD, self.noise):
+        if not self.judged or abs(self.change) <= max(THRESHOLD, self.noise or 0.0):
             return ""
         return "better" if (self.change > 0) is bool(self.metric.more_is_better) else "worse"
 
@@ -65,8 +75,8 @@ def main(argv: list[str]) -> int:
         "cpmbee bench compare",
         description="Say what changed between two results of cpmbee bench. Exits with 1 if something got worse.",
     )
-    parser.add_argument("before", type=Path, metavar="A.json", help="result.json of one run")
-    parser.add_argument("after", type=Path, metavar="B.json", help="that of another")
+    parser.add_argument("before", type=Path, metavar="A", help="folder of one run, or its result.json")
+    parser.add_argument("after", type=Path, metavar="B", help="that of another")
     arguments = parser.parse_args(argv)
     before, after = Result.read(arguments.before), Result.read(arguments.after)
     found = differences(before, after)
@@ -83,11 +93,21 @@ def differences(before: Result, after: Result) -> list[Difference]:
         if other is None:
             continue
         old, new = summarize(before, cell), summarize(after, other)
+        same = abs(bandwidth_change(cell, other)) <= BANDWIDTH_THRESHOLD
         for key in COMPARED:
             if key in old and key in new:
                 change, noise = relative_change(old[key].values, new[key].values)
-                found.append(Difference(_name(cell), BY_KEY[key], old[key].median, new[key].median, change, noise))
+                medians = (old[key].median, new[key].median)
+                found.append(Difference(_name(cell), BY_KEY[key], *medians, change, noise, same))
     return found
+
+
+def bandwidth_change(before: Cell, after: Cell) -> float:
+    """How much faster memory was read beside a cell, relative; 0 where that was not measured both times."""
+    rates = [[rate for each in cell.rounds for rate in each.bandwidth] for cell in (before, after)]
+    if not all(rates):
+        return 0.0
+    return statistics.median(rates[1]) / statistics.median(rates[0]) - 1
 
 
 def relative_change(before: Sequence[float], after: Sequence[float]) -> tuple[float, float | None]:
@@ -117,6 +137,11 @@ def markdown(before: Result, after: Result, found: Sequence[Difference]) -> str:
         lines.append(
             f"- {unknown} of them (?) are of one process each, so their noise is unknown and they are not judged"
         )
+    if other := sorted({each.cell for each in found if not each.same_machine}):
+        lines.append(
+            f"- {len(other)} of {len({each.cell for each in found})} cells are not judged by their times (~): memory "
+            f"beside them was not read as fast in both, by more than {BANDWIDTH_THRESHOLD:.0%}: {'; '.join(other)}"
+        )
     lines += ["", "| cell | metric | before | after | change | noise | |", "|---|---|---:|---:|---:|---:|---|"]
     for difference in [*counted, *(each for each in found if not each.verdict)]:
         metric = difference.metric
@@ -124,7 +149,8 @@ def markdown(before: Result, after: Result, found: Sequence[Difference]) -> str:
         columns += [f"{value / metric.scale:,.{metric.digits + 1}f}" for value in (difference.before, difference.after)]
         columns.append(f"{100 * difference.change:+.1f} %")
         columns.append("?" if difference.noise is None else f"±{100 * difference.noise:.1f} %")
-        lines.append("| " + " | ".join([*columns, difference.verdict]) + " |")
+        mark = "" if difference.same_machine or difference.judged else "~"
+        lines.append("| " + " | ".join([*columns, difference.verdict or mark]) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -142,10 +168,9 @@ def _circumstances(before: Result, after: Result) -> list[str]:
     rates = [each.bandwidth() for each in (before, after)]
     for threads in sorted({*rates[0]} & {*rates[1]}):
         old, new = (statistics.median(each[threads]) for each in rates)
-        text = f"memory, {threads} thread{'s' if threads > 1 else ''}: {old / 1e9:.1f} GB/s, then {new / 1e9:.1f}"
-        if abs(new / old - 1) > THRESHOLD:
-            text += "; the machine itself was not equally fast, so what depends on memory is not comparable"
-        lines.append(text)
+        lines.append(
+            f"memory, {threads} thread{'s' if threads > 1 else ''}: {old / 1e9:.1f} GB/s, then {new / 1e9:.1f}"
+        )
     names = [{_name(cell) for cell in each.cells} for each in (before, after)]
     if only := sorted(names[0] ^ names[1]):
         lines.append(f"only in one of them: {'; '.join(only)}")

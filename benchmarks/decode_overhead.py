@@ -13,7 +13,7 @@ import numpy as np
 from cpmbee import Engine
 from cpmbee.bench.environment import write_result
 from cpmbee.bench.models import exported_random_model, small_config
-from cpmbee.session import OrtBackend
+from cpmbee.session import OrtRunner
 
 LIMIT_MICROSECONDS = 100
 WARM_UP_STEPS = 5
@@ -51,14 +51,14 @@ PROMPT = "今天天气真好，我们去公园散步吧。" * 8
 def measure(engine: Engine, arguments: argparse.Namespace) -> tuple[list[float], list[float]]:
     """Seconds outside and inside of ``run_with_iobinding``, for each step after the first few."""
     runs: list[float] = []
-    call = OrtBackend.call
+    run = OrtRunner.run
 
-    def timed(self: OrtBackend, binding: object, tokens: int) -> None:
+    def timed(self: OrtRunner) -> None:
         start = time.perf_counter()
-        call(self, binding, tokens)
+        run(self)
         runs.append(time.perf_counter() - start)
 
-    OrtBackend.call = timed  # type: ignore[method-assign]
+    OrtRunner.run = timed  # type: ignore[method-assign]
     outside: list[float] = []
     inside: list[float] = []
     previous = 0.0
@@ -73,7 +73,7 @@ def measure(engine: Engine, arguments: argparse.Namespace) -> tuple[list[float],
 
     for _ in range(arguments.rounds):
         engine.generate({"input": PROMPT, "<ans>": ""}, max_new_tokens=arguments.steps, on_step=on_step)
-    OrtBackend.call = call  # type: ignore[method-assign]
+    OrtRunner.run = run  # type: ignore[method-assign]
     return outside, inside
 
 

@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cpmbee.staging import staged_file
+
 ROOT = Path(__file__).resolve().parents[1]  # of the source tree; inside site-packages in an installed copy
 IS_SOURCE_TREE = (ROOT / "pyproject.toml").is_file()
 SHARED = Path(os.environ.get("CPMBEE_SHARED") or ROOT.parent / "shared")
@@ -122,7 +124,8 @@ def write_result(name: str, payload: Mapping[str, Any]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.json"
     record = {**circumstances(shown_command(f"python -m cpmbee.bench.{_program()}", sys.argv[1:])), **payload}
-    path.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    with staged_file(path) as file:
+        file.write(json.dumps(record, ensure_ascii=False, indent=2) + "\n")
     return path
 
 

@@ -97,12 +97,13 @@ def _save(spec: dict[str, str], logits: Any) -> None:
 
 
 def _compare(spec: dict[str, str]) -> dict[str, Any]:
+    from cpmbee.bench.peers.graph_rules import PEER_RULES
     from cpmbee.export.quality import measure as compare
     from cpmbee.export.transcripts import read_transcripts
     from cpmbee.folder import open_folder
     from cpmbee.tokenizer import Tokenizer
 
-    folder = open_folder(spec["model"])
+    folder = open_folder(spec["model"], rules=PEER_RULES)
     transcripts = read_transcripts(spec["requests"], Tokenizer.from_file(spec["vocabulary"]), folder.config)
     expected = (np.load(Path(spec["logits"]) / f"{i}.npy") for i in range(len(transcripts)))
     return asdict(compare(open_model(folder.path, transcripts), transcripts, expected))

@@ -15,6 +15,8 @@ from cpmbee.errors import ModelFolderError
 from cpmbee.folder import MANIFEST
 from cpmbee.json_file import read_json_object
 
+NOTE_SUFFIX = ".origin.json"
+
 
 def made_once(path: Path, origin: Mapping[str, Any], write: Callable[[Path], object]) -> Path:
     """A file or folder that ``write`` made, now or in an earlier run; none is left that it made only in part.
@@ -27,16 +29,16 @@ def made_once(path: Path, origin: Mapping[str, Any], write: Callable[[Path], obj
     Raises:
         FileExistsError: there is something called ``path`` that was not made here.
     """
-    note = path.with_name(f"{path.name}.origin.json")
+    note = _note(path)
     text = json.dumps(origin, indent=1, sort_keys=True) + "\n"
     if path.exists():
         if not note.is_file():
             raise FileExistsError(f"{path}: was not made by cpmbee bench (there is no {note.name}); move it away")
         if note.read_text(encoding="utf-8") == text:
             return path
-        remove(path)
-    partial = path.with_name(f"{path.name}.partial")
-    remove(partial)
+        _remove(path)
+    partial = path.with_name(f".{path.name}.partial")
+    _remove(partial)
     partial.parent.mkdir(parents=True, exist_ok=True)
     write(partial)
     note.write_text(text, encoding="utf-8")
@@ -44,8 +46,18 @@ def made_once(path: Path, origin: Mapping[str, Any], write: Callable[[Path], obj
     return path
 
 
-def remove(path: Path) -> None:
-    """Delete a file or folder, if it is there."""
+def remove_made(path: Path) -> None:
+    """Delete what `made_once` made, and its note; leave alone what was not made here."""
+    if _note(path).is_file():
+        _remove(path)
+        _note(path).unlink()
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f"{path.name}{NOTE_SUFFIX}")
+
+
+def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

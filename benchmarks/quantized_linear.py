@@ -18,11 +18,10 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from cpmbee import native
@@ -31,6 +30,12 @@ from cpmbee.bench.environment import write_result
 from cpmbee.export import functions, quantized_functions
 from cpmbee.export.quantized_functions import BLOCK_SIZES, CONTRIB, LANES, QUANTIZED_LINEAR
 from cpmbee.machine import physical_cores
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 NARROW, WIDE = 2048, 5120
 PAIRS = 16

@@ -12,8 +12,11 @@ from typing import Any
 from cpmbee.bench.plan import Workload
 from cpmbee.errors import ConfigError
 from cpmbee.json_file import NOT_JSON
+from cpmbee.staging import staged_file
 
 FORMAT, SCHEMA_VERSION = "cpmbee-bench", 2
+MOST_NAMED = 8  # files in an error
+RESULT_FILE = "result.json"  # in a folder that cpmbee bench wrote
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,8 @@ class Result:
 
     def write(self, path: Path) -> None:
         """Keep it as JSON, all of it or nothing."""
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with staged_file(path) as file:
+            file.write(json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n")
 
     def include(self, other: Result) -> None:
         """Take the cells of another run, with all that is said of them; circumstances stay those of this one."""
@@ -121,9 +123,14 @@ class Result:
     def read(cls, path: Path) -> Result:
         """What `write` kept.
 
+        Args:
+            path: the file, or the folder of a run.
+
         Raises:
-            ConfigError: the file is not that.
+            ConfigError: it is not that.
         """
+        if path.is_dir():
+            path = _in_folder(path)
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -167,6 +174,22 @@ class Result:
         for cell in self.cells:
             _require(self.subjects[cell.subject], "engine", "precision", "cache", "parameters")
             _require(self.subjects[cell.subject], "file_bytes", "weight_bytes", "operations")
+
+
+def _in_folder(folder: Path) -> Path:
+    """The result in a folder.
+
+    Raises:
+        ConfigError: there is none of the usual name; names others.
+    """
+    if (folder / RESULT_FILE).exists():
+        return folder / RESULT_FILE
+    others = sorted(file.name for file in folder.glob("*.json"))
+    if not others:
+        raise ConfigError(f"{folder}: no {RESULT_FILE} in this folder; cpmbee bench --out FOLDER writes one")
+    more = ", ..." if len(others) > MOST_NAMED else ""
+    named = ", ".join(others[:MOST_NAMED])
+    raise ConfigError(f"{folder}: no {RESULT_FILE} in this folder; name one of its files: {named}{more}")
 
 
 def _require(values: Mapping[str, Any], *names: str) -> None:

@@ -16,19 +16,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
-
-import onnxruntime
+from typing import TYPE_CHECKING, Any
 
 from cpmbee import Engine
 from cpmbee.bench import cell
 from cpmbee.bench.arithmetic import operations_per_second
 from cpmbee.bench.bandwidth import ordinary_memory, read_bandwidth
 from cpmbee.bench.graph_cost import costs, read_graph
+from cpmbee.bench.peers.graph_rules import PEER_RULES
 from cpmbee.bench.plan import Workload
 from cpmbee.folder import ModelFolder, open_folder
+from cpmbee.onnxruntime_import import import_onnxruntime
 from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import onnxruntime
+else:
+    onnxruntime = import_onnxruntime()
 
 BETWEEN, ENGINE = "between", "engine"
 FUSED = {"FusedMatMul": "MatMul"}  # what the runtime makes of a product and a factor after it
@@ -60,7 +65,7 @@ def profile(path: Path, work: Workload) -> dict[str, Any]:
         products), and for ``"prefill"`` and
         ``"decode"`` a dict from operator to ``{"ms", "least_ms"}``, the latter None where it is not known.
     """
-    model = open_folder(path)
+    model = open_folder(path, rules=PEER_RULES)
     memory = ordinary_memory()
     before = read_bandwidth(work.threads, memory)
     runs, steps, cache_rows = _measure(model, work)
@@ -94,7 +99,7 @@ def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], 
     finally:
         onnxruntime.SessionOptions = ordinary
     tokenizer = Tokenizer.from_file(model.vocabulary)
-    engine = Engine(cell.EndlessBackend(backend, tokenizer.eos_id), tokenizer, model.generation_config)
+    engine = Engine(cell.EndlessBackend(backend, tokenizer.eos_id), tokenizer)
     requests = cell.random_requests(engine, work)
     times: list[float] = []
     rows: list[int] = []
@@ -107,6 +112,7 @@ def _measure(model: ModelFolder, work: Workload) -> tuple[list[dict[str, Any]], 
         times.clear()
         rows.clear()
         engine.generate(requests, on_step=on_step, max_new_tokens=work.answer, beam_size=work.beams)
+    assert backend._session is not None
     path = Path(backend._session.end_profiling())
     events: list[Event] = json.loads(path.read_text(encoding="utf-8"))
     path.unlink()

@@ -18,7 +18,7 @@ from pathlib import Path
 from cpmbee.bench import plots
 from cpmbee.bench.checks import check_workloads, open_subjects
 from cpmbee.bench.environment import circumstances, results_folder, shown_command
-from cpmbee.bench.made import code_identity, made_once, remove
+from cpmbee.bench.made import NOTE_SUFFIX, code_identity, made_once, remove_made
 from cpmbee.bench.records import Result
 from cpmbee.bench.report import csv_text, markdown
 from cpmbee.bench.run import Settings, run
@@ -128,9 +128,9 @@ def delete_models(scratch: Path, done: Group, later: Sequence[Group]) -> None:
     if done.size not in {group.size for group in later}:
         names.append(done.size)
     for name in names:
-        paths = [scratch / name, scratch / f"{name}.origin.json", *(scratch / PEER_MODELS).glob(f"{name}[-.]*")]
-        for path in paths:
-            remove(path)
+        remove_made(scratch / name)
+        for note in (scratch / PEER_MODELS).glob(f"{name}[-.]*{NOTE_SUFFIX}"):
+            remove_made(note.with_name(note.name.removesuffix(NOTE_SUFFIX)))
 
 
 def write_table(out: Path) -> None:

@@ -31,6 +31,7 @@ constexpr int kKeyScales = 7;
 constexpr int kValueScales = 8;
 constexpr int kFirstPresent = 1;  // output of input kKeyCache, the others follow in the same order
 constexpr int64_t kCopyBlock = 1 << 20;  // bytes
+constexpr int64_t kMostDim = 1 << 24;    // of a head: times all heads it fits 64 bits by far
 
 CacheType cache_type(int element_type) {
   if (element_type == ort::kFloat16) return CacheType::fp16;
@@ -46,7 +47,7 @@ int64_t number_bytes(int element_type) {
 Tensor present(const Context& context, int index, const Tensor& cache, const Executor& executor) {
   const Tensor result = context.output(index - kKeyCache + kFirstPresent, cache.dims);
   if (result.data == cache.data) return result;
-  const int64_t count = cache.rows() * cache.dims.back() * number_bytes(cache.element_type);
+  const int64_t count = cache.count() * number_bytes(cache.element_type);
   executor.for_each((count + kCopyBlock - 1) / kCopyBlock, [&](size_t block) {
     const int64_t begin = block * kCopyBlock;
     std::memcpy(result.as<char>() + begin, cache.as<char>() + begin, std::min(kCopyBlock, count - begin));
@@ -74,6 +75,10 @@ class BucketedAttention final : public Kernel {
     BiasTable storage;
     const BiasTable& table = table_.get(context, storage);
 
+    if (table.heads() != heads_) {
+      throw InvalidInput(std::string(kName) + ": table must have " + std::to_string(heads_) +
+                         " columns, one a head, not " + std::to_string(table.heads()));
+    }
     require_shape(kName, "relation", relation, {-1, -1, -1}, "[B,Q,K]");
     require_shape(kName, "key_cache", key_cache, {-1, heads_, -1}, "[P,H,D]");
     AttentionProblem p;
@@ -83,14 +88,14 @@ class BucketedAttention final : public Kernel {
     p.heads = heads_;
     p.dim_head = key_cache.dims[2];
     const int64_t rows = key_cache.dims[0];
+    if (p.dim_head < 1 || p.dim_head > kMostDim) {
+      throw InvalidInput(std::string(kName) + ": key_cache " + key_cache.shape() + " must have a last dimension of 1.." +
+                         std::to_string(kMostDim));
+    }
     require_shape(kName, "value_cache", value_cache, key_cache.dims, "[P,H,D]");
     require_shape(kName, "qkv", qkv, {p.batch, p.queries, 3 * p.row_size()}, "[B,Q,3*H*D]");
     require_shape(kName, "slots", slots, {p.batch, p.keys}, "[B,K]");
     require_shape(kName, "new_slots", new_slots, {p.batch, p.queries}, "[B,Q]");
-    if (table.heads() != heads_) {
-      throw InvalidInput(std::string(kName) + ": table must have " + std::to_string(heads_) +
-                         " columns, one a head, not " + std::to_string(table.heads()));
-    }
     require_in_range(kName, "relation", relation, -1, table.buckets() - 1, threads);
     require_in_range(kName, "slots", slots, 0, rows - 1, threads);
     require_in_range(kName, "new_slots", new_slots, 0, rows - 1, threads);

@@ -27,6 +27,7 @@ class BucketedPositionBias final : public Kernel {
     const int64_t heads = table.heads();
     const Tensor bias = context.output(0, {batch, heads, queries, keys});
 
+    if (bias.count() == 0) return;  // however many empty rows there are
     threads.for_each(batch * queries, [&](size_t row) {  // one query, all heads
       const int64_t b = row / queries;
       const int64_t q = row % queries;

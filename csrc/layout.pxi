@@ -19,6 +19,18 @@ cdef inline bint continues(const Run *run, const Token *token, Py_ssize_t index)
     )
 
 
+cdef inline int32_t to_int32(str name, object value) except? -1:
+    cdef int overflow = 0
+    cdef long long number
+    if type(value) is not int:
+        value = int32_number(name, value)
+    number = PyLong_AsLongLongAndOverflow(value, &overflow)
+    if overflow or not -INT32_MAX <= number <= INT32_MAX:
+        number = int32_number(name, value)  # raises
+    return <int32_t>number
+
+
+@cython.no_gc  # it holds nothing that could hold it
 cdef class TokenLayout:
     """What the relation matrix needs to know about a sequence of tokens; grows as tokens are generated.
 
@@ -28,36 +40,36 @@ cdef class TokenLayout:
         columns: int32[7, T]; rows are segment id, sample id, position, context (0 or 1), span, number of segments of
             the sample, and where the sample starts in ``segment_rel``.
         segment_rel: int32[R], tables of segment buckets. It is not copied and must not change.
-        reserve: tokens that can be appended before memory moves.
+        reserve: tokens that will be appended, a hint.
 
     Raises:
-        PromptError: a column points outside ``segment_rel``.
+        PromptError: the arrays are not integers of these shapes, or a column points outside ``segment_rel``.
     """
 
     cdef Run *runs
     cdef Py_ssize_t num_runs, capacity
     cdef readonly Py_ssize_t length
     cdef readonly object segment_rel
-    cdef const int32_t[::1] rel
+    cdef const int32_t[::1] rel  # has no entries where __init__ was not called
+
+    def __cinit__(self):
+        self.segment_rel = NO_RELATIONS
 
     def __init__(self, columns, segment_rel, reserve=0):
-        given = np.ascontiguousarray(columns, np.int32)
+        self.length = self.num_runs = 0
+        given, table = int32_array("token columns", columns), int32_array("segment_rel", segment_rel)
         if given.ndim != 2 or given.shape[0] != NUM_COLUMNS:
             raise PromptError(f"token columns must have shape ({NUM_COLUMNS}, T), not {given.shape}")
-        self.set_rel(segment_rel)
-        self.set_tokens(given)
-
-    cdef int set_rel(self, segment_rel) except -1:
-        self.segment_rel = np.ascontiguousarray(segment_rel, np.int32)
-        if self.segment_rel.ndim != 1:
+        if table.ndim != 1:
             raise PromptError("segment_rel must have one dimension")
-        self.rel = self.segment_rel
-        return 0
+        self.set_tokens(np.ascontiguousarray(given), np.ascontiguousarray(table))
 
-    cdef int set_tokens(self, const int32_t[:, ::1] given) except -1:
+    cdef int set_tokens(self, const int32_t[:, ::1] given, table) except -1:
         cdef Py_ssize_t i
         cdef Token token
-        self.length = self.num_runs = 0
+        cdef const int32_t[::1] rel = table
+        self.length = self.num_runs = 0  # code that ran since may have added some, which belong to another table
+        self.segment_rel, self.rel = table, rel
         for i in range(given.shape[1]):
             token.segment = given[SEGMENT, i]
             token.sample = given[SAMPLE, i]
@@ -66,7 +78,11 @@ cdef class TokenLayout:
             token.span = given[SPAN, i]
             token.num_segments = given[NUM_SEGMENTS, i]
             token.rel_offset = given[REL_OFFSET, i]
-            self.add(&token)
+            try:
+                self.add(&token)
+            except:
+                self.length = self.num_runs = 0
+                raise
         return 0
 
     cdef int add(self, const Token *token) except -1:
@@ -110,6 +126,8 @@ cdef class TokenLayout:
         cdef int32_t[:, ::1] cells = result
         cdef Py_ssize_t run, i
         cdef const Token *first
+        if cells.shape[1] != self.length:  # making an array may let other code run
+            raise PromptError("the token layout changed while it was read")
         for run in range(self.num_runs):
             first = &self.runs[run].first
             for i in range(self.runs[run].start, self.run_end(run)):
@@ -127,34 +145,35 @@ cdef class TokenLayout:
         """Add one token to a sample that the layout already has.
 
         Raises:
-            PromptError: the sample, or the segment in it, does not exist.
+            PromptError: the sample, or the segment in it, does not exist, or a number is none of 32 bits.
         """
+        cdef int32_t segment = to_int32("segment_id", segment_id), place = to_int32("position", position)
+        cdef int32_t sample = to_int32("sample_id", sample_id), row = to_int32("span", span)
+        cdef bint seen_by_all = bool(context)
         cdef Token token
         cdef Py_ssize_t run = self.num_runs - 1
-        cdef int32_t sample = sample_id, row = span
         while run >= 0 and (self.runs[run].first.sample != sample or self.runs[run].first.span != row):
             run -= 1
         if run < 0:
-            raise PromptError(f"cannot append to sample {sample_id} of span {span}: it has no tokens")
+            raise PromptError(f"cannot append to sample {sample} of span {row}: it has no tokens")
         token = self.runs[run].first
-        if not 0 <= segment_id < token.num_segments:
-            raise PromptError(f"cannot append to segment {segment_id}: the sample has {token.num_segments}")
-        if not -INT32_MAX <= position <= INT32_MAX:
-            raise PromptError(f"position {position} does not fit 32 bits")
-        token.segment, token.position, token.context = segment_id, position, bool(context)
+        if not 0 <= segment < token.num_segments:
+            raise PromptError(f"cannot append to segment {segment}: the sample has {token.num_segments}")
+        token.segment, token.position, token.context = segment, place, seen_by_all
         self.add(&token)
 
-    def truncate(self, Py_ssize_t length):
+    def truncate(self, length):
         """Forget the tokens from index ``length`` on.
 
         Raises:
             PromptError: the layout has fewer.
         """
-        if not 0 <= length <= self.length:
-            raise PromptError(f"cannot truncate a layout of {self.length} tokens to {length}")
-        while self.num_runs and self.runs[self.num_runs - 1].start >= length:
+        cdef Py_ssize_t kept = to_int32("length", length)
+        if not 0 <= kept <= self.length:
+            raise PromptError(f"cannot truncate a layout of {self.length} tokens to {kept}")
+        while self.num_runs and self.runs[self.num_runs - 1].start >= kept:
             self.num_runs -= 1
-        self.length = length
+        self.length = kept
 
     def take(self, indices, reserve=0):
         """A layout of the tokens at ``indices``, in that order: a part, or examples before the request.
@@ -162,7 +181,7 @@ cdef class TokenLayout:
         Raises:
             PromptError: an index is out of range.
         """
-        chosen = np.asarray(indices, np.int64)
+        chosen = int32_array("indices", indices)
         if chosen.ndim != 1 or (chosen.size and not 0 <= chosen.min() <= chosen.max() < self.length):
             raise PromptError(f"indices must be a list of numbers from 0 to {self.length - 1}")
         return type(self)(self.columns[:, chosen], self.segment_rel, reserve)
@@ -174,9 +193,13 @@ cdef class TokenLayout:
         other.runs = <Run *>malloc(max(self.num_runs, 1) * sizeof(Run))
         if other.runs is NULL:
             raise MemoryError("no memory for the token layout")
-        memcpy(other.runs, self.runs, self.num_runs * sizeof(Run))
+        if self.num_runs:  # else there may be no memory to copy from
+            memcpy(other.runs, self.runs, self.num_runs * sizeof(Run))
         other.num_runs, other.capacity, other.length = self.num_runs, max(self.num_runs, 1), self.length
         return other
 
     def __len__(self):
         return self.length
+
+    def __reduce__(self):
+        return type(self), (self.columns, self.segment_rel)

@@ -26,6 +26,14 @@ Op* const* all_ops() {
   return ops;
 }
 
+// Null where there is no op of that number.
+const Op* op_at(int index) {
+  if (index < 0) return nullptr;
+  Op* const* op = all_ops();
+  while (index > 0 && *op != nullptr) ++op, --index;
+  return *op;
+}
+
 // The domain with all ops in it: made once, shared by all sessions, never released since sessions may outlive us.
 OrtStatus* shared_domain(OrtCustomOpDomain** domain) {
   static OrtCustomOpDomain* complete = nullptr;
@@ -61,18 +69,23 @@ ORT_EXPORT OrtStatus* ORT_CALL RegisterCustomOps(OrtSessionOptions* options, con
   return cpmbee::api().AddCustomOpDomain(options, domain);
 }
 
-// The name of op number `index`, or null after the last one.
+// The name of op number `index`, or null where there is none.
 ORT_EXPORT const char* cpmbee_op_name(int index) {
-  cpmbee::Op* const* op = cpmbee::all_ops();
-  for (int i = 0; i < index && *op != nullptr; ++i) ++op;
-  return *op == nullptr ? nullptr : (*op)->name();
+  const cpmbee::Op* op = cpmbee::op_at(index);
+  return op == nullptr ? nullptr : op->name();
 }
 
-// The instruction set that op number `index` runs with now: "avx512", "avx2", "neon" or "scalar".
-ORT_EXPORT const char* cpmbee_op_kernel(int index) { return cpmbee::all_ops()[index]->kernel_name(); }
+// The instruction set that op number `index` runs with now: "avx512", "avx2", "neon" or "scalar"; or null.
+ORT_EXPORT const char* cpmbee_op_kernel(int index) {
+  const cpmbee::Op* op = cpmbee::op_at(index);
+  return op == nullptr ? nullptr : op->kernel_name();
+}
 
 // How often op number `index` has run in this process.
-ORT_EXPORT uint64_t cpmbee_op_calls(int index) { return cpmbee::all_ops()[index]->calls(); }
+ORT_EXPORT uint64_t cpmbee_op_calls(int index) {
+  const cpmbee::Op* op = cpmbee::op_at(index);
+  return op == nullptr ? 0 : op->calls();
+}
 
 // Caps the instruction set from now on, as CPMBEE_ISA does at start; 0 when no instruction set has this name.
-ORT_EXPORT int cpmbee_cap_isa(const char* name) { return cpmbee::cap_isa(name) ? 1 : 0; }
+ORT_EXPORT int cpmbee_cap_isa(const char* name) { return name != nullptr && cpmbee::cap_isa(name) ? 1 : 0; }

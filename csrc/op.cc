@@ -1,5 +1,6 @@
 #include "op.h"
 
+#include <algorithm>
 #include <exception>
 #include <limits>
 
@@ -11,6 +12,15 @@ struct Node {
   std::unique_ptr<Kernel> kernel;
   std::atomic<uint64_t>* calls;
 };
+
+// What 64 bits do not hold, which the shape of an empty tensor may say, becomes the largest number that they do.
+int64_t product(std::vector<int64_t>::const_iterator begin, std::vector<int64_t>::const_iterator end) {
+  if (std::find(begin, end, 0) != end) return 0;
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  int64_t result = 1;
+  for (; begin != end; ++begin) result = *begin > kMost / result ? kMost : result * *begin;
+  return result;
+}
 
 }  // namespace
 
@@ -38,11 +48,9 @@ std::string Tensor::shape() const {
   return text + "]";
 }
 
-int64_t Tensor::rows() const {
-  int64_t count = 1;
-  for (size_t i = 0; i + 1 < dims.size(); ++i) count *= dims[i];
-  return count;
-}
+int64_t Tensor::count() const { return product(dims.begin(), dims.end()); }
+
+int64_t Tensor::rows() const { return dims.empty() ? 1 : product(dims.begin(), dims.end() - 1); }
 
 Tensor Context::input(size_t index) const {
   const OrtValue* value = nullptr;
@@ -54,6 +62,7 @@ Tensor Context::input(size_t index) const {
 Tensor Context::output(size_t index, const std::vector<int64_t>& dims) const {
   OrtValue* value = nullptr;
   check(api().KernelContext_GetOutput(context_, index, dims.data(), dims.size(), &value));
+  if (value == nullptr) throw InvalidInput("output " + std::to_string(index) + " is absent");
   return Tensor(value);
 }
 

@@ -60,6 +60,7 @@ struct Tensor {
     return static_cast<T*>(data);
   }
   std::string shape() const;  // "[2,3]"
+  int64_t count() const;      // number of elements
   int64_t rows() const;       // product of all dimensions but the last
 };
 

@@ -4,7 +4,7 @@ namespace cpmbee {
 namespace {
 
 constexpr int64_t kBlock = 1 << 16;  // elements that one thread checks at a time
-constexpr int64_t kMostHeads = 1 << 24;  // an empty table may name any number: what is computed from it must fit 64 bits
+constexpr int64_t kMostHeads = 1 << 16;  // an empty table may name any number, and memory is taken for each
 
 // Is every element in [low, high]? gcc vectorizes this, but not with std::min and std::max, which return references.
 template <class T>
@@ -35,8 +35,7 @@ template <class T>
 void require_values(const char* op, const char* input, const Tensor& tensor, int64_t low, int64_t high,
                     const Executor& executor) {
   const T* values = tensor.as<T>();
-  int64_t count = 1;
-  for (int64_t size : tensor.dims) count *= size;
+  const int64_t count = tensor.count();
   std::atomic<bool> good{true};
   executor.for_each((count + kBlock - 1) / kBlock, [&](size_t block) {
     const int64_t begin = block * kBlock;

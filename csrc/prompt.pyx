@@ -1,6 +1,8 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False, embedsignature=True
 """The prompt encoder on the trie; `cpmbee.plain.prompt` says what it computes."""
 
+from itertools import islice
+
 import numpy as np
 
 from cpython.dict cimport PyDict_Next
@@ -13,6 +15,10 @@ from libc.string cimport memcpy, memset
 from cpmbee import text_errors
 from cpmbee._tokenizer import Tokenizer
 from cpmbee.encoding import MAX_DEPTH, MAX_NESTING, MAX_SEGMENTS, AnswerSlot, EncodedData, Prompt
+from cpmbee.token_input import exact_previous, exact_text
+
+# Of the class itself: what a subclass may call so need not be a trie of its own, nor one that stays.
+trie_capsule_of = Tokenizer.trie_capsule.__get__
 
 include "scan.pxi"
 include "segments.pxi"
@@ -30,6 +36,7 @@ cdef class _Encoder:
     """Columns of tokens, growing sample by sample, and what has been given out to special and unknown tokens."""
 
     cdef object tokenizer
+    cdef object trie_capsule  # keeps the trie
     cdef const Trie *trie
     cdef int32_t bos_id, eos_id, unk_id
     cdef Py_ssize_t vocab_size
@@ -43,9 +50,12 @@ cdef class _Encoder:
 
     def __cinit__(self, tokenizer):
         if not isinstance(tokenizer, Tokenizer):
-            raise TypeError(f"expected a compiled Tokenizer, not {type(tokenizer).__name__}")
+            raise text_errors.not_a_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.trie = <const Trie *>PyCapsule_GetPointer(tokenizer.trie_capsule, TRIE_CAPSULE)
+        self.trie_capsule = trie_capsule_of(tokenizer)
+        if self.trie_capsule is None:
+            raise text_errors.not_initialized("Tokenizer")
+        self.trie = <const Trie *>PyCapsule_GetPointer(self.trie_capsule, TRIE_CAPSULE)
         self.bos_id, self.eos_id, self.unk_id = tokenizer.bos_id, tokenizer.eos_id, tokenizer.unk_id
         self.vocab_size = tokenizer.vocab_size
         self.pairs, self.groups, self.ext_table = {}, {}, {}
@@ -57,11 +67,13 @@ cdef class _Encoder:
 
     cdef int go_on(self, previous) except -1:
         """Continue the tables of an earlier sample."""
-        cdef dict subs
-        self.ext_table = dict(previous.ext_table)
-        for group, given in previous.token_id_table.items():
-            base = self.tokenizer.token_to_id(group)
-            self.groups[base] = subs = dict(given)
+        cdef dict groups, subs
+        self.ext_table, groups = exact_previous(previous, self.vocab_size, self.tokenizer.token_to_id)
+        for group, subs in groups.items():
+            base = scan_group(self.trie, group)
+            if base < 0:
+                raise text_errors.not_previous(previous)
+            self.groups[base] = subs
             for ext_id, sub in subs.items():
                 self.pairs[self.ext_table[ext_id]] = (base, sub)
         return 0
@@ -165,6 +177,8 @@ def encode_data(data, tokenizer, previous=None, rng=None):
         PromptError: ``data`` is not a nested dict of strings, or exceeds a limit; names the path.
         TokenizeError: a text has an unclosed ``<``; names the path.
     """
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise text_errors.not_a_generator(rng)
     cdef _Encoder encoder = _Encoder(tokenizer)
     if previous is not None:
         encoder.go_on(previous)
@@ -205,11 +219,15 @@ def encode_prompt(data, tokenizer, examples=()):
     cdef _Encoder encoder = _Encoder(tokenizer)
     cdef tuple answers = _answers(request)
     encoder.encode(request, True)
-    if not examples:
+    if type(examples) is tuple and not examples:
         return _prompt(encoder, [request], [encoder.count], answers)
     cdef list samples = [request], ends = [encoder.count]
     cdef _Sample sample
-    for i, example in enumerate(examples):
+    try:
+        given = iter(examples)
+    except TypeError:
+        raise text_errors.not_examples(examples) from None
+    for i, example in enumerate(given):
         sample = _Sample(example, f"examples[{i}]", None)
         encoder.encode(sample, False)
         samples.append(sample)

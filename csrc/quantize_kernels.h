@@ -79,7 +79,7 @@ CPMBEE_QUANTIZE_CLONES static void cpmbee_widen(const uint16_t *half, long n, fl
 
 CPMBEE_ALWAYS_INLINE float cpmbee_round(float value, float low, float high) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer */
-    value = value < low ? low : value;
+    value = value > low ? value : low; /* of NaN, too, so that what comes out is always a number */
     value = value > high ? high : value;
     return (value + magic) - magic;
 }

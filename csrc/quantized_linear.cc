@@ -40,16 +40,8 @@ class QuantizedLinear final : public Kernel {
 
  private:
   static int64_t rows_of(const Tensor& x) {
-    int64_t rows = 1;
-    for (size_t i = 0; i + 1 < x.dims.size(); ++i) {
-      if (x.dims[i] == 0) return 0;
-      if (x.dims[i] > kMostRows / rows) {
-        throw InvalidInput(std::string(kName) + ": x " + x.shape() + " has more than " + std::to_string(kMostRows) +
-                           " rows");
-      }
-      rows *= x.dims[i];
-    }
-    return rows;
+    if (x.rows() <= kMostRows) return x.rows();
+    throw InvalidInput(std::string(kName) + ": x " + x.shape() + " has more than " + std::to_string(kMostRows) + " rows");
   }
 
   MatrixInput matrix_;

@@ -7,13 +7,18 @@ relation, or consecutive entries of the table of distances, so a row is written 
 
 import numpy as np
 
+cimport cython
+from cpython.long cimport PyLong_AsLongLongAndOverflow
 from libc.stdint cimport INT32_MAX, int16_t, int32_t, int64_t
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
 
-from cpmbee.columns import packed_columns, prompt_columns
+from cpmbee.columns import int32_array, int32_number, packed_columns, prompt_columns
+from cpmbee.config import ModelConfig
 from cpmbee.distance import signed_distance_buckets
-from cpmbee.errors import PromptError
+from cpmbee.errors import ConfigError, PromptError
+
+NO_RELATIONS = np.empty(0, np.int32)
 
 include "layout.pxi"
 
@@ -24,26 +29,33 @@ cdef inline void fill_constant(int16_t *out, Py_ssize_t count, int16_t value) no
         out[i] = value
 
 
+@cython.no_gc_clear  # the table of distances stays as long as the object
 cdef class RelationBuilder:
     """Writes the relation matrix: for each query and key the row of the bias table, or -1 for "may not look".
 
     Args:
         config: its number of buckets and the greatest distance.
+
+    Raises:
+        ConfigError: ``config`` is no `ModelConfig`.
     """
 
+    cdef object config  # None until __init__ has succeeded
     cdef int num_buckets, segment_buckets
     cdef int64_t reach
-    cdef object table
     cdef const int16_t[::1] distances
 
     def __init__(self, config):
-        self.num_buckets = config.position_bias_num_buckets
-        self.segment_buckets = config.position_bias_num_segment_buckets
-        self.reach = config.position_bias_max_distance
-        self.table = signed_distance_buckets(config)
-        self.distances = self.table
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(f"expected a ModelConfig, not {type(config).__name__}")
+        cdef const int16_t[::1] distances = signed_distance_buckets(config)
+        cdef int num_buckets = config.position_bias_num_buckets
+        cdef int segment_buckets = config.position_bias_num_segment_buckets
+        # Together, with no Python code in between: another thread may be filling.
+        self.config, self.num_buckets, self.segment_buckets = config, num_buckets, segment_buckets
+        self.distances, self.reach = distances, distances.shape[0] // 2
 
-    def fill(self, out, TokenLayout layout not None, Py_ssize_t q_start=0):
+    def fill(self, out, layout, q_start=0):
         """Write the rows of the queries from ``q_start`` to the layout's end.
 
         Args:
@@ -52,24 +64,33 @@ cdef class RelationBuilder:
             q_start: index of the first query.
 
         Raises:
-            PromptError: a segment bucket has no row in the bias table.
-            ValueError: ``out`` has another type or shape.
+            PromptError: a segment bucket has no row in the bias table, or ``q_start`` or ``layout`` is something else.
+            ValueError: ``out`` has another type or shape, or its rows overlap.
         """
         cdef int16_t[:, :] cells
+        if self.config is None:
+            raise ConfigError("this RelationBuilder has no configuration: its __init__ was not called, or failed")
+        if not isinstance(layout, TokenLayout):
+            raise PromptError(f"expected a TokenLayout, not {type(layout).__name__}")
+        cdef TokenLayout tokens = layout
+        cdef Py_ssize_t start = to_int32("q_start", q_start)
         try:
             cells = out
-        except (TypeError, ValueError):
+        except (BufferError, TypeError, ValueError):
             raise ValueError("out must be an int16 matrix") from None
-        cdef Py_ssize_t queries = layout.length - q_start
-        if not 0 <= q_start <= layout.length or cells.shape[0] != queries or cells.shape[1] < layout.length:
+        cdef Py_ssize_t queries = tokens.length - start, size = sizeof(int16_t)
+        if not 0 <= start <= tokens.length or cells.shape[0] != queries or cells.shape[1] < tokens.length:
             raise ValueError(
-                f"out has shape {out.shape}; {queries} queries and {layout.length} keys do not fit it"
+                f"out has shape ({cells.shape[0]}, {cells.shape[1]}); {queries} queries and {tokens.length} keys do "
+                "not fit it"
             )
-        if cells.shape[1] > 1 and cells.strides[1] != sizeof(int16_t) or cells.strides[0] % sizeof(int16_t):
+        if queries == 0:
+            return
+        if cells.shape[1] > 1 and cells.strides[1] != size or (cells.strides[0] | <Py_ssize_t>&cells[0, 0]) % size:
             raise ValueError("the rows of out must be contiguous")
-        cdef Py_ssize_t stride = cells.strides[0] // <Py_ssize_t>sizeof(int16_t)
-        if queries:
-            self.fill_rows(&cells[0, 0], stride, cells.shape[1], layout, q_start)
+        if queries > 1 and abs(cells.strides[0]) < cells.shape[1] * size:
+            raise ValueError("the rows of out must not overlap")
+        self.fill_rows(&cells[0, 0], cells.strides[0] // size, cells.shape[1], tokens, start)
 
     cdef int fill_rows(
         self, int16_t *out, Py_ssize_t stride, Py_ssize_t width, TokenLayout layout, Py_ssize_t q_start
@@ -174,12 +195,15 @@ cdef class RelationBuilder:
             PromptError: an array points outside another, or a segment bucket has no row in the bias table.
         """
         cdef Py_ssize_t tokens
-        batch, width = np.shape(context)
-        out = np.full((batch, width, width), -1, np.int16)
         rows = packed_columns(
             context, sample_ids, num_segments, segment_ids, segment_rel_offset, segment_rel, spans, length
         )
+        batch, width = np.shape(context)
+        out = np.full((batch, width, width), -1, np.int16)
         for matrix, (columns, rel) in zip(out, rows):
             tokens = columns.shape[1]
             self.fill(matrix[:tokens], TokenLayout(columns, rel))
         return out
+
+    def __reduce__(self):
+        return type(self), (self.config,)

@@ -27,7 +27,6 @@ cdef extern from *:
     int PyUnicode_KIND(object text)
     void *PyUnicode_DATA(object text)
     Py_ssize_t PyUnicode_GET_LENGTH(object text)
-    str PyUnicode_FromObject(object text)
     str PyUnicode_Substring(object text, Py_ssize_t start, Py_ssize_t end)
 
 

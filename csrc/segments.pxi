@@ -45,6 +45,18 @@ cdef void fill_segment_rel(int32_t *table, const int32_t *parents, Py_ssize_t si
             table[j * size + i] = BACKWARDS[row[j]]
 
 
+cdef list items_of_dict(object value):
+    """Keys and values in turn, as they are now: whatever changes the dict later, these stay. No more than can be used."""
+    cdef list items = []
+    cdef Py_ssize_t position = 0
+    cdef PyObject *key
+    cdef PyObject *child
+    while len(items) < 2 * SEGMENT_LIMIT and PyDict_Next(value, &position, &key, &child):
+        items.append(<object>key)  # no code of Python's runs in this loop
+        items.append(<object>child)
+    return items
+
+
 cdef class _Sample:
     """The segments of one nested dict, in the order of their ids."""
 
@@ -75,33 +87,55 @@ cdef class _Sample:
         return self.size - 1
 
     cdef int walk(self, object value, Py_ssize_t parent, int depth, bint under_answer) except -1:
-        cdef Py_ssize_t position = 0
-        cdef PyObject *key
-        cdef PyObject *child
+        cdef list items
+        cdef Py_ssize_t i
         if type(value) is str:
             self.add(value, parent, False, under_answer)
         elif isinstance(value, str):
-            self.add(PyUnicode_FromObject(value), parent, False, under_answer)
+            self.add(exact_text(value), parent, False, under_answer)
         elif not isinstance(value, dict):
             raise text_errors.leaf_not_a_string(self.root, self.path(parent), value)
         elif depth == NESTING_LIMIT:
             raise text_errors.too_deep(self.root, self.path(parent), NESTING_LIMIT)
-        elif type(value) is dict and (self.rng is None or not under_answer):
-            while PyDict_Next(value, &position, &key, &child):
-                self.walk_item(<object>key, <object>child, parent, depth, under_answer)
         else:
-            items = list(value.items())
+            items = items_of_dict(value) if type(value) is dict else self.items_of_subclass(value, parent)
             if self.rng is not None and under_answer:
-                items = [items[i] for i in self.rng.permutation(len(items))]
-            for a_key, a_child in items:
-                self.walk_item(a_key, a_child, parent, depth, under_answer)
+                items = self.shuffled(items)
+            for i in range(0, len(items), 2):
+                self.walk_item(items[i], items[i + 1], parent, depth, under_answer)
         return 0
+
+    cdef list items_of_subclass(self, object value, Py_ssize_t parent):
+        """The same of a dict that may run code of its own."""
+        cdef list items = []
+        try:
+            for item in islice(value.items(), SEGMENT_LIMIT):
+                try:
+                    key, child = item
+                except (TypeError, ValueError):
+                    raise text_errors.not_items(self.root, self.path(parent)) from None
+                items += (key, child)
+        except RuntimeError as error:
+            if "during iteration" not in str(error):
+                raise
+            raise text_errors.dict_changed(self.root, self.path(parent), error) from None
+        return items
+
+    cdef list shuffled(self, list items):
+        cdef list result = []
+        cdef Py_ssize_t count = len(items) // 2, i
+        for i in self.rng.permutation(count):
+            if not 0 <= i < count:
+                raise text_errors.not_a_generator(self.rng)
+            result.append(items[2 * i])
+            result.append(items[2 * i + 1])
+        return result
 
     cdef int walk_item(self, object key, object child, Py_ssize_t parent, int depth, bint under_answer) except -1:
         if type(key) is not str:
             if not isinstance(key, str):
                 raise text_errors.key_not_a_string(self.root, self.path(parent), key)
-            key = PyUnicode_FromObject(key)
+            key = exact_text(key)
         cdef Py_ssize_t segment = self.add(key, parent, True, False)
         if depth == 0 and <str>key == "<ans>":
             self.has_answer_key = under_answer = True

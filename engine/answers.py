@@ -34,15 +34,14 @@ class AnswerWriter:
         """Text of tokens of one answer; the end of an answer has none."""
         return self._tokenizer.decode([t for t in tokens if t != self._tokenizer.eos_id], self._table)
 
-    def answer(self, tokens: Sequence[int], answers: Sequence[int]) -> Answer:
+    def answer(self, written: Sequence[tuple[int, int]]) -> Answer:
         """The texts in the shape of the request's ``<ans>``; None for those that were never begun.
 
         Args:
-            tokens: all chosen tokens.
-            answers: the answer that each belongs to, rising.
+            written: all chosen tokens, each with the answer that it belongs to, rising.
         """
         texts: dict[int, str] = {}
-        for index, pairs in groupby(zip(tokens, answers, strict=True), key=lambda pair: pair[1]):
+        for index, pairs in groupby(written, key=lambda pair: pair[1]):
             texts[index] = self.text([token for token, _ in pairs])
         shaped: dict[str, Answer] = {}
         for index, slot in enumerate(self._answers):

@@ -88,12 +88,12 @@ class BeamSearch(Search):
     def _finish(self, candidate: _Candidate) -> None:
         """Keep a complete hypothesis if it is among the ``beam_size`` best."""
         sequence = candidate.sequence
-        tokens = (*sequence.tokens, candidate.token)
-        score = float(candidate.score) / len(tokens)
+        written = (*sequence.written, (candidate.token, sequence.answer))
+        score = float(candidate.score) / len(written)
         full = len(self._finished) >= self.config.beam_size
         if full and score <= self._worst:
             return
-        self._finished.append(Hypothesis(tokens, (*sequence.answers, sequence.answer), score))
+        self._finished.append(Hypothesis(written, score))
         if full:
             scores = [hypothesis.score for hypothesis in self._finished]
             del self._finished[scores.index(min(scores))]
@@ -105,19 +105,18 @@ class BeamSearch(Search):
         if self._finished:
             return max(self._finished, key=lambda hypothesis: hypothesis.score)
         live = self.sequences[:1]  # cancelled before anything was complete
-        if not live or not live[0].tokens:
-            return Hypothesis((), (), 0.0)
-        return Hypothesis(tuple(live[0].tokens), tuple(live[0].answers), live[0].score / len(live[0].tokens))
+        if not live or not live[0].written:
+            return Hypothesis((), 0.0)
+        return Hypothesis(tuple(live[0].written), live[0].score / len(live[0].written))
 
     def settled(self) -> list[tuple[int, int]]:
         """What all live sequences and all kept hypotheses agree on."""
         if not self.sequences:
-            best = self.best()
-            return list(zip(best.tokens, best.answers, strict=True))
-        written = [(tuple(s.tokens), tuple(s.answers)) for s in self.sequences]
-        written += [(h.tokens, h.answers) for h in self._finished]
+            return list(self.best().written)
+        written = [tuple(sequence.written) for sequence in self.sequences]
+        written += [hypothesis.written for hypothesis in self._finished]
         common = []
-        for pairs in zip(*(zip(*pair, strict=True) for pair in written), strict=False):
+        for pairs in zip(*written, strict=False):
             if any(pair != pairs[0] for pair in pairs):
                 break
             common.append(pairs[0])

@@ -10,10 +10,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
-from typing import NamedTuple
+from types import FrameType
+from typing import Any, NamedTuple
 
 import cpmbee
-from cpmbee.errors import CpmBeeError
+from cpmbee.errors import CpmBeeError, one_line
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -60,13 +61,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # better than failing over a character of an answer
+    interrupts = _Interrupts()
     try:
-        with _unwind_on_sigterm():
+        with interrupts, _unwind_on_sigterm():
             code = _dispatch([argument for argument in arguments if argument != "--debug"])
         sys.stdout.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except Exception as error:
+        if interrupts.seen and not debug:  # within an import, say, which then fails for reasons of its own
+            return EXIT_INTERRUPTED
         if isinstance(error, OSError) and error.filename is None:
             _discard_output()
         if isinstance(error, BrokenPipeError):  # whoever read the output has gone, and knows
@@ -74,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         else:
-            print(f"cpmbee: {_one_line(error)}", file=sys.stderr)
+            print(f"cpmbee: {_reason(error)}", file=sys.stderr)
         return EXIT_FAILED
     return code
 
@@ -88,7 +92,7 @@ def _dispatch(arguments: list[str]) -> int:
         return EXIT_DONE
     command = COMMANDS.get(arguments[0])
     if command is None:
-        print(f"cpmbee: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}", file=sys.stderr)
+        print(one_line(f"cpmbee: no command {arguments[0]!r}; there are {', '.join(COMMANDS)}"), file=sys.stderr)
         return EXIT_USAGE
     module, _, function = command.entry.partition(":")
     try:
@@ -96,6 +100,31 @@ def _dispatch(arguments: list[str]) -> int:
     except SystemExit as stop:  # argparse: help, or wrong use
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     return code
+
+
+class _Interrupts:
+    """Notes that Ctrl-C was pressed in the block, whatever became of the `KeyboardInterrupt`.
+
+    Attributes:
+        seen: whether it was.
+    """
+
+    seen = False
+    _before: Any = None
+
+    def __enter__(self) -> None:
+        # Only the main thread may set handlers; and one that somebody else has set, or that ignores it, stays.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            with contextlib.suppress(ValueError):
+                self._before = signal.signal(signal.SIGINT, self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.seen = True
+        signal.default_int_handler(number, frame)
 
 
 @contextlib.contextmanager
@@ -122,15 +151,18 @@ def _discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """What to say of an error, on one line."""
     if isinstance(error, CpmBeeError):
-        return " ".join(str(error).split())
+        return str(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None:
-        return _missing_module(error.name)
+        return one_line(_missing_module(error.name))
     if isinstance(error, OSError) and error.strerror is not None:
-        return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text} (--debug shows where)"
+        return one_line(error.strerror if error.filename is None else f"{error.filename}: {error.strerror}")
+    if isinstance(error, MemoryError):
+        return one_line(f"not enough memory ({error})" if str(error) else "not enough memory")
+    text = " ".join([f"{type(error).__name__}:", *str(error).split()])
+    return one_line(f"{text.removesuffix(':')} (--debug shows where)")
 
 
 def _missing_module(name: str) -> str:

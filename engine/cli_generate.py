@@ -4,57 +4,55 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
-import os
 import sys
-import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, TextIO
 
+from cpmbee.cli_options import add_generation_options, generation_options
+from cpmbee.encoding import Data
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.generation_config import GenerationConfig
-from cpmbee.json_file import NOT_JSON
+from cpmbee.json_file import parse_json
+from cpmbee.locale_text import argument_text, use_readable_encoding
+from cpmbee.many_requests import ManyRequests, as_record, write_pieces
+from cpmbee.outputs import require_apart
 from cpmbee.progress import ProgressBar
-from cpmbee.results import GenerationResult
+from cpmbee.request_file import Entry, RequestFile, make_entry
+from cpmbee.staging import staged_file
 
 _EPILOG = """\
 A request is a nested dict with an "<ans>" key, for example
   cpmbee generate MODEL '{"input": "今天天气真好，", "<ans>": ""}'
-Several are JSON Lines, one request a line, in a file or on standard input. Each gives one line: answer, score,
-finish_reason, usage, timings.
+Several are JSON Lines, one request a line, in a file or on standard input; a pipe is answered line by line. An input
+that is as a whole one JSON object, or an array of objects, may be spread over lines. Each request gives one line:
+answer, score, finish_reason, usage, timings.
+
+A request that cannot be answered gives a line with error and line (its number) in its place; the others are answered,
+and the command ends with status 1. The "id" of a request (a text or a number beside "<ans>") is not shown to the
+model and comes back with the answer.
 """
-
-
-class Line(NamedTuple):
-    """One request and where it came from."""
-
-    source: str
-    data: dict[str, Any]
 
 
 def main(argv: list[str]) -> int:
     """Run the command; returns its exit code."""
     parser = _parser()
     arguments = parser.parse_intermixed_args(argv)
-    options = {
-        field.name: getattr(arguments, field.name)
-        for field in fields(GenerationConfig)
-        if getattr(arguments, field.name) is not None
-    }
-    try:
-        GenerationConfig().updated(**options)
-        lines = _requests(arguments.request)
-    except ConfigError as error:
-        parser.error(str(error))
+    require_apart([arguments.output], [arguments.model, arguments.request, arguments.examples])
+    options = generation_options(arguments)
     if arguments.stream and arguments.output is not None:
         parser.error("--stream writes text as it comes, not to a file; leave --output out")
-    examples = [] if arguments.examples is None else [line.data for line in _read_jsonl(arguments.examples)]
+    try:
+        GenerationConfig().updated(**options)
+        typed = _typed_request(arguments.request)
+    except ConfigError as error:
+        parser.error(str(error))
+    asked = RequestFile(arguments.request) if typed is None else typed
+    examples = [] if arguments.examples is None else _read_examples(arguments.examples)
     with _output(arguments.output) as out:
         engine = Engine.from_pretrained(
             arguments.model,
@@ -62,29 +60,102 @@ def main(argv: list[str]) -> int:
             cache_tokens=arguments.cache_tokens,
             verify_hashes=arguments.verify_hashes,
         )
+        engine.generation_config.updated(**options)  # do they go with the model's own?
+        solved = _solved(engine, examples)
         if arguments.stream:
-            for line in lines:
-                _stream(engine, line, examples, options)
+            use_readable_encoding(out)
+        if isinstance(asked, Entry):
+            _answer_typed(engine, asked, solved, options, out, arguments.stream)
             return 0
-        with ProgressBar() as progress:
-            done = 0
-            while batch := list(islice(lines, arguments.batch_size)):
-                for result in _generate(engine, batch, examples, options):
-                    print(_json_line(result, out), file=out)
-                out.flush()
-                done += len(batch)
-                if arguments.output is not None:
-                    progress(f"{done} requests", 1.0)
+        many = ManyRequests(engine, solved, options)
+        if arguments.stream:
+            for entry in asked:
+                many.stream(entry, out)
+        else:
+            _answer(many, asked, arguments.batch_size, out)
+    many.check()
     return 0
 
 
-def _json_line(result: GenerationResult, out: TextIO) -> str:
-    """One result as JSON, readable as far as the output's encoding goes: lone surrogates, for one, have no UTF-8."""
-    line = json.dumps(asdict(result), ensure_ascii=False)
+def _typed_request(argument: str) -> Entry | None:
+    """The request on the command line; None where it names a file.
+
+    Raises:
+        ConfigError: it begins like JSON and is no request.
+    """
+    if not argument.lstrip().startswith(("{", "[")):
+        return None
+    data = parse_json(argument_text(argument).encode("utf-8", "surrogatepass"), "the request", ConfigError)
+    if not isinstance(data, dict):
+        raise ConfigError('the request must be a JSON object, such as {"input": "...", "<ans>": ""}')
+    return make_entry("", None, data)
+
+
+def _read_examples(name: str) -> list[Entry]:
+    """In-context examples, which all requests need: a bad one ends the run.
+
+    Raises:
+        PromptError: a line is not a JSON object; names it.
+    """
+    examples = list(RequestFile(name))
+    for example in examples:
+        if example.data is None:
+            raise PromptError(example.located(example.error))
+    return examples
+
+
+def _solved(engine: Engine, examples: list[Entry]) -> list[Data]:
+    """The examples as the engine takes them, each tried.
+
+    Raises:
+        CpmBeeError: the model cannot read one; names its line.
+    """
+    solved = [example.data for example in examples if example.data is not None]
+    for example, data in zip(examples, solved, strict=True):
+        try:
+            engine.encode({"<ans>": ""}, [data])
+        except CpmBeeError as error:
+            raise type(error)(example.located(str(error))) from None
+    return solved
+
+
+def _answer_typed(
+    engine: Engine, entry: Entry, examples: list[Data], options: dict[str, Any], out: TextIO, stream: bool
+) -> None:
+    if entry.data is None:
+        raise PromptError(entry.error)
+    if stream:
+        with engine.stream(entry.data, examples, **options) as pieces:
+            write_pieces(pieces, out)
+    else:
+        print(_json_line(as_record(entry, engine.generate(entry.data, examples, **options)), out), file=out)
+
+
+def _answer(many: ManyRequests, requests: RequestFile, batch_size: int, out: TextIO) -> None:
+    """Write a line for each request, batch by batch."""
+    with ProgressBar() as progress:
+        if progress.active and not out.isatty():
+            requests.count()
+        begin = time.monotonic()
+        for batch in requests.batches(batch_size):
+            for record in many.records(batch):
+                print(_json_line(record, out), file=out)
+            out.flush()
+            if not out.isatty():  # there the answers themselves show it
+                rate = f"{many.done / (time.monotonic() - begin):,.1f}/s"
+                if requests.total:
+                    progress("requests", many.done / requests.total, f"{many.done} of {requests.total}, {rate}")
+                else:
+                    progress("requests", None, f"{many.done}, {rate}")
+
+
+def _json_line(record: dict[str, Any], out: TextIO) -> str:
+    """A record as JSON, readable as far as the output's encoding goes: lone surrogates, for one, have no UTF-8."""
+    line = json.dumps(record, ensure_ascii=False)
     try:
         line.encode(out.encoding)
     except UnicodeEncodeError:
-        return json.dumps(asdict(result))
+        return json.dumps(record)
     return line
 
 
@@ -105,16 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--threads", type=_not_negative, default=0, metavar="N", help="threads; 0 is one for each physical core")
     add("--cache-tokens", type=_not_negative, default=0, metavar="N", help="tokens of all requests at a time")
     add("--verify-hashes", action="store_true", help="check the weights file, however large it is")
-    group = parser.add_argument_group("generation (defaults: the model's generation_config.json)")
-    add = group.add_argument
-    add("--beam-size", type=int, metavar="N", help="beams; 1 is greedy search")
-    add("--max-new-tokens", type=int, metavar="N", help="budget over all answers of a request")
-    add("--repetition-penalty", type=float, metavar="X", help="above 1 to avoid tokens written before")
-    add("--repetition-window", type=int, metavar="N", help="how many of the last tokens the penalty looks at")
-    add("--temperature", type=float, metavar="X", help="sample with this temperature")
-    add("--top-k", type=int, metavar="N", help="sample among the N likeliest tokens")
-    add("--top-p", type=float, metavar="X", help="sample among the likeliest tokens that reach this probability")
-    add("--seed", type=int, metavar="N", help="make sampling repeatable")
+    add_generation_options(parser, "generation (defaults: the model's generation_config.json)")
     return parser
 
 
@@ -133,110 +195,11 @@ def _at_least(least: int, text: str) -> int:
     raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, not {text!r}")
 
 
-def _requests(argument: str) -> Iterator[Line]:
-    """Requests of the command line.
-
-    Raises:
-        ConfigError: JSON on the command line that is not a request.
-    """
-    if not argument.lstrip().startswith(("{", "[")):
-        return _read_jsonl(argument)
-    try:
-        data = json.loads(argument)
-    except NOT_JSON as error:
-        raise ConfigError(f"the request is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ConfigError('the request must be a JSON object, such as {"input": "...", "<ans>": ""}')
-    return iter([Line("", data)])
-
-
-def _read_jsonl(name: str) -> Iterator[Line]:
-    """Objects of a JSON Lines file, or of standard input for ``-``; a file that is not there is an error at once.
-
-    Raises:
-        PromptError: a line is not a JSON object; names it.
-    """
-    if name == "-":
-        if sys.stdin is None:
-            raise PromptError("standard input is closed; give a request or a file")
-        return _parse("standard input", sys.stdin.buffer)
-    return _parse(name, open(name, "rb"))
-
-
-def _parse(name: str, file: BinaryIO) -> Iterator[Line]:
-    with file:
-        for number, raw in enumerate(file, 1):
-            if not raw.strip():
-                continue
-            try:
-                data = json.loads(raw.decode("utf-8"))
-            except NOT_JSON as error:
-                raise PromptError(f"{name}, line {number}: not JSON ({error})") from None
-            if not isinstance(data, dict):
-                raise PromptError(f"{name}, line {number}: expected a JSON object")
-            yield Line(f"{name}, line {number}: ", data)
-
-
-def _generate(
-    engine: Engine, batch: list[Line], examples: list[dict[str, Any]], options: dict[str, Any]
-) -> list[GenerationResult]:
-    try:
-        return engine.generate([line.data for line in batch], examples, **options)
-    except CpmBeeError as error:
-        if error.request is None:
-            raise
-        reason = str(error).removeprefix(f"request {error.request}: ")
-        raise type(error)(f"{batch[error.request].source}{reason}") from None
-
-
-def _stream(engine: Engine, line: Line, examples: list[dict[str, Any]], options: dict[str, Any]) -> None:
-    """Write the text of the answers as it comes; each answer of several starts a line with its path."""
-    try:
-        with engine.stream(line.data, examples, **options) as stream:
-            for number, (path, pieces) in enumerate(groupby(stream, key=lambda piece: piece.path)):
-                sys.stdout.write("\n" * bool(number) + (f"{'.'.join(path)}: " if path else ""))
-                for piece in pieces:
-                    sys.stdout.write(piece.text)
-                    sys.stdout.flush()
-        sys.stdout.write("\n")
-    except CpmBeeError as error:
-        raise type(error)(f"{line.source}{error}") from None
-
-
 @contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that takes its name only when it is complete.
-
-    A device or a pipe is written to as it is: a file must not take its place.
-    """
+    """Standard output, or a file that takes its name only when it is complete."""
     if path is None:
         yield sys.stdout
         return
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder", str(path))
-    if path.exists() and not path.is_file():
-        with path.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    if not path.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None  # not the name of a file nobody asked for
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    with staged_file(path) as file:
+        yield file

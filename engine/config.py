@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from cpmbee.errors import ConfigError
 from cpmbee.json_file import read_json_object
+from cpmbee.option_values import shown
 
 RESIDUAL_SCALE = 1.05  # what every block divides the residual stream by
 PHASE_BASE = 10000.0  # of the frequencies that rotate embeddings by their subscript
@@ -75,15 +76,15 @@ class ModelConfig:
         for name in _POSITIVE:
             value, limit = getattr(self, name), _LAYER_LIMIT if name == "num_hidden_layers" else _LIMIT
             if type(value) is not int or not 0 < value <= limit:
-                raise ConfigError(f"config: {name} must be an integer from 1 to {limit}, not {value!r}")
+                raise ConfigError(f"config: {name} must be an integer from 1 to {limit}, not {shown(value)}")
         for name in ("eps", "distance_scale"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value <= sys.float_info.max:  # an int may be larger
-                raise ConfigError(f"config: {name} must be a positive number, not {value!r}")
+                raise ConfigError(f"config: {name} must be a positive number, not {shown(value)}")
         if type(self.dropout_p) not in (int, float) or not 0 <= self.dropout_p < 1:
-            raise ConfigError(f"config: dropout_p must be in [0, 1), not {self.dropout_p!r}")
+            raise ConfigError(f"config: dropout_p must be in [0, 1), not {shown(self.dropout_p)}")
         if type(self.half) is not bool:
-            raise ConfigError(f"config: half must be true or false, not {self.half!r}")
+            raise ConfigError(f"config: half must be true or false, not {shown(self.half)}")
         exact = self.position_bias_num_buckets // 4  # distances with a bucket of their own; log(1 / exact) must exist
         if exact < 1 or self.position_bias_max_distance <= exact:
             raise ConfigError(
@@ -183,6 +184,6 @@ def _mask_modules(raw: Any) -> tuple[tuple[bool, bool], ...]:
     pairs = []
     for i, pair in enumerate(raw):
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or any(p not in (0, 1) for p in pair):
-            raise ConfigError(f"config: mask_modules[{i}] must be a pair of booleans, not {pair!r}")
+            raise ConfigError(f"config: mask_modules[{i}] must be a pair of booleans, not {shown(pair)}")
         pairs.append((bool(pair[0]), bool(pair[1])))
     return tuple(pairs)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,18 +17,16 @@ from cpmbee.encoding import Data, Prompt
 from cpmbee.errors import PromptError, VocabularyError
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.prompt import encode_prompt
-from cpmbee.relation import RelationBuilder
 from cpmbee.request import Request, make_request, most_rows
 from cpmbee.results import CacheUsage, FinishReason, GenerationResult, Timings, Usage
 from cpmbee.row_keeper import RowKeeper
 from cpmbee.runner import Backend
-from cpmbee.scheduler import Scheduler
-from cpmbee.scoring import ChoiceScore, Scorer
+from cpmbee.scheduler import Decoding
+from cpmbee.scoring import ChoiceScore, Scoring
 from cpmbee.scoring_job import ScoringJob, make_job
 from cpmbee.streaming import Stream
+from cpmbee.task import OnStep
 from cpmbee.tokenizer import Tokenizer
-
-OnStep = Callable[[int], bool | None]
 
 
 class Engine:
@@ -57,9 +56,7 @@ class Engine:
         self.generation_config = generation_config or GenerationConfig()
         self._backend = backend
         self._pool = CachePool(backend.cache_rows)
-        self._keeper = RowKeeper(self._pool, RelationBuilder(backend.config))
-        self._scheduler = Scheduler(backend, self._pool, self._keeper)
-        self._scorer = Scorer(backend, self._pool, self._keeper)
+        self._keeper = RowKeeper(self._pool)
 
     @classmethod
     def from_pretrained(
@@ -77,7 +74,8 @@ class Engine:
         Args:
             folder: what ``cpmbee export`` wrote.
             device: ``"auto"`` or ``"cpu"``.
-            num_threads: threads of one run; 0 takes one for each physical core.
+            num_threads: threads of one run; 0 takes one for each physical core, or fewer where a small model gains
+                nothing by them.
             cache_tokens: tokens that all requests at a time may have; 0 takes 8,192, or what fits a quarter of the
                 memory.
             verify_hashes: check the weights file against its hash, however large it is.
@@ -87,7 +85,8 @@ class Engine:
             ModelFolderError: the folder is incomplete, altered or unsafe.
             ConfigError: an argument is out of range, or the folder's configuration is.
             VocabularyError: the vocabulary does not fit the model.
-            DependencyError: ONNX Runtime is missing, or installed twice.
+            DependencyError: ONNX Runtime is missing, cannot be imported, or is installed twice.
+            InferenceError: the model cannot be run; found here only where threads are tried.
         """
         from cpmbee.folder import open_folder
         from cpmbee.session import OrtBackend
@@ -101,6 +100,16 @@ class Engine:
         backend = OrtBackend(model, device, num_threads, cache_tokens, native=native)
         return cls(backend, tokenizer, model.generation_config)
 
+    def close(self) -> None:
+        """Give the model's memory and threads back now; streams and calls that are not over end with an error."""
+        self._backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def config(self) -> ModelConfig:
         """The model's configuration."""
@@ -112,19 +121,37 @@ class Engine:
         return self._backend.native_ops
 
     @property
+    def num_threads(self) -> int:
+        """Threads of one run, as asked for or as chosen by default."""
+        return self._backend.num_threads
+
+    @property
     def cache_usage(self) -> CacheUsage:
         """How many rows of the cache are taken now."""
+        self._pool.check_process()
         kept = self._keeper.examples.kept
         return CacheUsage(self._pool.capacity, self._pool.used - kept, kept)
 
     @overload
     def generate(
-        self, data: Data, examples: Sequence[Data] = (), *, on_step: OnStep | None = None, **options: Any
+        self,
+        data: Data,
+        examples: Sequence[Data] = (),
+        *,
+        on_step: OnStep | None = None,
+        repeats: Counter[int] | None = None,
+        **options: Any,
     ) -> GenerationResult: ...
 
     @overload
     def generate(
-        self, data: Sequence[Data], examples: Sequence[Data] = (), *, on_step: OnStep | None = None, **options: Any
+        self,
+        data: Sequence[Data],
+        examples: Sequence[Data] = (),
+        *,
+        on_step: OnStep | None = None,
+        repeats: Counter[int] | None = None,
+        **options: Any,
     ) -> list[GenerationResult]: ...
 
     def generate(
@@ -133,15 +160,21 @@ class Engine:
         examples: Sequence[Data] = (),
         *,
         on_step: OnStep | None = None,
+        repeats: Counter[int] | None = None,
         **options: Any,
     ) -> GenerationResult | list[GenerationResult]:
         """Write the answers of one request, or of several together.
+
+        With a ``seed`` a sampled answer depends on the seed, the request with its examples, and on how many equal
+        requests of the call come before it, so that equal ones differ; not on its place or on the others.
 
         Args:
             data: a nested dict with an ``<ans>`` key, or a list of them. It is not modified.
             examples: in-context examples for every request: nested dicts with their answers filled in.
             on_step: called after every step with the number of steps so far; returning False stops, and the results
                 hold what there is, with finish reason ``"cancelled"``.
+            repeats: how often each request was sampled with a seed in earlier calls that this one goes on from; the
+                requests of this call are counted in it.
             **options: fields of `GenerationConfig`.
 
         Returns:
@@ -156,15 +189,9 @@ class Engine:
         """
         config = self.generation_config.updated(**options)
         items, single = items_of(data)
-        requests = [self._request(item, i, examples, config, single) for i, item in enumerate(items)]
-        steps = self._scheduler.run(requests)
-        try:
-            for step, _ in enumerate(steps, 1):
-                if on_step is not None and on_step(step) is False:
-                    for request in requests:
-                        request.cancelled = True
-        finally:
-            steps.close()
+        repeats = Counter() if repeats is None else repeats
+        requests = [self._request(item, i, examples, config, single, repeats) for i, item in enumerate(items)]
+        Decoding(self._backend, self._pool, self._keeper, requests).complete(on_step)
         results = [self._result(request) for request in requests]
         return results[0] if single else results
 
@@ -184,7 +211,8 @@ class Engine:
         config = self.generation_config.updated(**options)
         request = self._request(data, 0, examples, config, single=True)
         writer = AnswerWriter(request.prompt, self.tokenizer)
-        return Stream(request, writer, self._scheduler.run([request]), self._result)
+        task = Decoding(self._backend, self._pool, self._keeper, [request])
+        return Stream(request, writer, task, self._result)
 
     @overload
     def score(self, data: Data, choices: Sequence[Choice], examples: Sequence[Data] = ()) -> list[ChoiceScore]: ...
@@ -231,7 +259,7 @@ class Engine:
             with locating(i, single):
                 prompt = self.encode(item, examples)
                 jobs.append(make_job(prompt, answers, self.tokenizer, self._backend.config, self._pool.capacity))
-        sums = self._scorer.run(jobs)
+        sums = Scoring(self._backend, self._pool, self._keeper, jobs).run()
         scores = [
             [
                 ChoiceScore(choice, logprob, encoded.num_targets)
@@ -260,27 +288,33 @@ class Engine:
         return most_rows(self.encode(data, examples), self.generation_config.updated(**options))
 
     def _request(
-        self, data: Data, index: int, examples: Sequence[Data], config: GenerationConfig, single: bool
+        self,
+        data: Data,
+        index: int,
+        examples: Sequence[Data],
+        config: GenerationConfig,
+        single: bool,
+        repeats: Counter[int] | None = None,
     ) -> Request:
         start = time.perf_counter()
         with locating(index, single):
             prompt = self.encode(data, examples)
-            request = make_request(prompt, index, self.tokenizer, self._backend.config, config)
-            self._scheduler.check(request)
+            request = make_request(prompt, self.tokenizer, self._backend.config, config, repeats)
+            self._pool.check(most_rows(prompt, config))
         request.encode_seconds = time.perf_counter() - start
         return request
 
     def _result(self, request: Request) -> GenerationResult:
         best = request.search.best()
         reason: FinishReason = "length"
-        if request.search.sequences or not best.tokens:
+        if request.search.sequences or not best.written:
             reason = "cancelled"
-        elif request.search.space.ends(best.tokens[-1], best.answers[-1]):
+        elif request.search.space.ends(*best.written[-1]):
             reason = "stop"
         return GenerationResult(
-            answer=AnswerWriter(request.prompt, self.tokenizer).answer(best.tokens, best.answers),
+            answer=AnswerWriter(request.prompt, self.tokenizer).answer(best.written),
             score=best.score,
             finish_reason=reason,
-            usage=Usage(len(request.prompt), len(best.tokens)),
+            usage=Usage(len(request.prompt), len(best.written)),
             timings=Timings(request.encode_seconds, request.prefill_seconds, request.decode_seconds),
         )

@@ -5,15 +5,39 @@ Each class derives from `CpmBeeError` and from the built-in that a caller who do
 
 from __future__ import annotations
 
+MAX_MESSAGE = 500  # characters
+_HEAD = 250  # of a longer one: what is wrong and where; what to do is at its end
+
 
 class CpmBeeError(Exception):
     """Base of all errors raised by cpmbee.
+
+    Whatever a name, a file or another library's message holds, ``str(error)`` is one line of at most `MAX_MESSAGE`
+    characters that a terminal can show.
 
     Attributes:
         request: where one request of several is at fault, its index in the call.
     """
 
     request: int | None = None
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
+
+
+def one_line(text: str) -> str:
+    """A text as one line of at most `MAX_MESSAGE` characters: others than printable ones escaped, the middle cut out.
+
+    Doing it twice changes nothing.
+    """
+    text = text.strip()
+    if len(text) > 2 * MAX_MESSAGE:  # what is cut out below need not be escaped
+        text = f"{text[:MAX_MESSAGE]}{text[-MAX_MESSAGE:]}"
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    if len(text) <= MAX_MESSAGE:
+        return text
+    return f"{text[:_HEAD]}...{text[_HEAD + 3 - MAX_MESSAGE :]}"
 
 
 class TokenizeError(CpmBeeError, ValueError):
@@ -25,7 +49,7 @@ class PromptError(CpmBeeError, ValueError):
 
 
 class ConfigError(CpmBeeError, ValueError):
-    """A model configuration or generation option that is unknown, missing or out of range."""
+    """A model configuration, an option or an argument that is unknown, missing or out of range."""
 
 
 class VocabularyError(CpmBeeError, ValueError):
@@ -45,7 +69,7 @@ class CacheFullError(CpmBeeError, MemoryError):
 
 
 class InferenceError(CpmBeeError, RuntimeError):
-    """A model that could not be run, or that computed what no model should; says why."""
+    """A model that could not be run or has not finished, or that computed what no model should; says why."""
 
 
 class ExportError(CpmBeeError, RuntimeError):

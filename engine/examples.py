@@ -7,12 +7,13 @@ from the request's, which is why the arrays, not the text, are the key.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from cpmbee.cache import KEPT, CachePool, Rows
+from cpmbee.cache import CachePool, Lease
 from cpmbee.encoding import Prompt
 
 
@@ -29,75 +30,57 @@ class Example:
     indices: npt.NDArray[np.int64]
 
 
-@dataclass
-class _Entry:
-    rows: Rows
-    users: int
-
-
 class ExampleRows:
     """Finished examples, the least recently used first; those that nobody uses give way when rows are short."""
 
     def __init__(self, pool: CachePool) -> None:
         self._pool = pool
-        self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
+        self._leases: OrderedDict[bytes, Lease] = OrderedDict()
         pool.on_pressure(self.give_up)
 
     @property
     def kept(self) -> int:
         """Rows held for examples that no request uses at the moment."""
         with self._pool.lock:
-            return sum(len(entry.rows) for entry in self._entries.values() if not entry.users)
+            used = self._used()
+            return sum(len(lease.rows) for lease in self._leases.values() if lease not in used)
 
-    def borrow(self, key: bytes) -> Rows | None:
-        """The rows of an example, kept until `give_back`; None if it has to be computed."""
+    def get(self, key: bytes) -> Lease | None:
+        """The rows of an example, for a request that reserves its own before `lock` is released; None if unknown."""
         with self._pool.lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            entry.users += 1
-            self._entries.move_to_end(key)
-            return entry.rows
+            lease = self._leases.get(key)
+            if lease is not None:
+                self._leases.move_to_end(key)
+            return lease
 
-    def add(self, key: bytes, rows: Rows, owner: int) -> Rows:
-        """Keep a computed example, borrowed by the caller, whose reservation pays for it.
+    def add(self, key: bytes, lease: Lease) -> Lease:
+        """Keep a computed example.
 
         Returns:
-            The rows to use: ``rows``, or those of another thread that computed the same in the meantime.
+            The rows to use: those of ``lease``, or of another thread that computed the same in the meantime.
         """
         with self._pool.lock:
-            known = self.borrow(key)
+            known = self.get(key)
             if known is not None:
-                self._pool.release(rows.tolist())
-                self._pool.unreserve(owner, len(rows))
                 return known
-            self._entries[key] = _Entry(rows, 1)
-            self._pool.keep(owner, len(rows))
-            return rows
+            self._leases[key] = lease
+            lease.keep()
+            return lease
 
-    def give_back(self, key: bytes) -> None:
-        """End one `borrow` or `add`."""
+    def give_up(self, rows: int, needed: Sequence[Lease]) -> None:
+        """Free at least ``rows`` rows, or all that nobody uses or needs."""
         with self._pool.lock:
-            self._entries[key].users -= 1
-
-    def settle(self) -> None:
-        """Make the books of the pool right at a moment when no request holds rows (`CachePool.settle`)."""
-        with self._pool.lock:
-            for entry in self._entries.values():
-                entry.users = 0
-            self._pool.settle([entry.rows for entry in self._entries.values()])
-
-    def give_up(self, rows: int) -> None:
-        """Free at least ``rows`` rows, or all that nobody uses."""
-        with self._pool.lock:
-            for key, entry in list(self._entries.items()):
+            used = self._used().union(needed)
+            for key, lease in list(self._leases.items()):
                 if rows <= 0:
                     break
-                if not entry.users:
-                    del self._entries[key]
-                    self._pool.release(entry.rows.tolist())
-                    self._pool.unreserve(KEPT, len(entry.rows))
-                    rows -= len(entry.rows)
+                if lease not in used:
+                    del self._leases[key]
+                    rows -= len(lease.rows)
+                    lease.close()
+
+    def _used(self) -> set[Lease]:
+        return {shared for lease in self._pool.leases() for shared in lease.shared}
 
 
 def examples_of(prompt: Prompt) -> list[Example]:

@@ -1,108 +1,64 @@
-"""Where an ONNX file says its weights are: found by walking the protobuf wire format, without the onnx package.
+"""Where the tensors of a graph are: in files beside it, whole pages of their own.
 
-ONNX Runtime opens whatever file an external tensor names, so the names are looked at before it sees the file.
+ONNX Runtime opens whatever file a tensor names and reads wherever it says, so that is looked at before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
-from cpmbee.errors import ModelFolderError
+from cpmbee.graph_proto import ITEM_SIZES, Tensor
 
-MAX_NESTING = 64  # graphs in attributes of nodes in graphs
-
-# For each message, the fields that lead to tensors: field number -> message.
-_FIELDS: dict[str, dict[int, str]] = {
-    "Model": {7: "Graph", 20: "Training", 25: "Function"},
-    "Training": {1: "Graph", 2: "Graph"},
-    "Graph": {1: "Node", 5: "Tensor", 15: "SparseTensor"},
-    "Function": {7: "Node", 11: "Attribute"},
-    "Node": {5: "Attribute"},
-    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "SparseTensor", 23: "SparseTensor"},
-    "SparseTensor": {1: "Tensor", 2: "Tensor"},
-    "Tensor": {13: "StringPair"},
-}
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+ALIGNMENT = 4096  # where tensors begin in the files that exports write
+_LARGEST = 1 << 62
 
 
-class ExternalData(NamedTuple):
-    """What one tensor says about its data.
+class Place(NamedTuple):
+    """Where the data of a tensor is.
 
     Attributes:
         location: a file name.
-        end: bytes that the file must have at least; 0 where the tensor does not say.
+        begin: its first byte.
+        end: the byte behind its last.
     """
 
     location: str
+    begin: int
     end: int
 
 
-def external_data(model: memoryview) -> Iterator[ExternalData]:
-    """Every external tensor of a serialized ONNX model, in graphs, functions, subgraphs and attributes.
+def places(tensors: Iterable[Tensor]) -> list[Place]:
+    """Where external tensors are, in order.
 
     Raises:
-        ModelFolderError: the bytes are not a protobuf message of that shape.
+        ValueError: one does not say it as exports do, is not as long as its shape, begins between two pages, or lies
+            over another.
     """
-    try:
-        yield from _walk(model, "Model", 0)
-    except (IndexError, UnicodeDecodeError, ValueError) as error:
-        raise ModelFolderError(f"not an ONNX model, or a damaged one ({error})") from None
+    found = sorted(_place(tensor) for tensor in tensors if tensor.external)
+    for first, second in pairwise(found):
+        if first.location == second.location and second.begin < first.end:
+            raise ValueError(f"two tensors lie at {second.begin} in {second.location[:80]}")
+    return found
 
 
-def _walk(data: memoryview, message: str, depth: int) -> Iterator[ExternalData]:
-    if depth > 4 * MAX_NESTING:
-        raise ValueError("nested too deep")
-    known = _FIELDS[message]
-    pairs: dict[str, str] = {}
-    for number, value in _fields(data):
-        inner = known.get(number)
-        if inner is None or value is None:
-            continue
-        if inner == "StringPair":
-            pair = {n: bytes(v).decode() for n, v in _fields(value) if v is not None}
-            pairs[pair.get(1, "")] = pair.get(2, "")
-        else:
-            yield from _walk(value, inner, depth + 1)
-    if pairs:
-        offset, length = int(pairs.get("offset", "0")), int(pairs.get("length", "0"))
-        if offset < 0 or length < 0:
-            raise ValueError("external data at a negative offset")
-        yield ExternalData(pairs.get("location", ""), offset + length)
+def _place(tensor: Tensor) -> Place:
+    entries = dict(tensor.external)
+    if len(entries) != len(tensor.external) or entries.keys() != {"location", "offset", "length"}:
+        raise ValueError(f"tensor {tensor.name[:80]} has external data with {', '.join(sorted(entries))[:80]}")
+    begin, length = _number(tensor, entries["offset"]), _number(tensor, entries["length"])
+    needed = math.prod(tensor.dims) * ITEM_SIZES.get(tensor.dtype, 0)
+    if length != needed:
+        raise ValueError(f"tensor {tensor.name[:80]} has {length} bytes, and its shape needs {needed}")
+    if begin % ALIGNMENT:
+        raise ValueError(f"tensor {tensor.name[:80]} begins at {begin}, which is no multiple of {ALIGNMENT}")
+    return Place(entries["location"], begin, begin + length)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | None]]:
-    """(number, content) of each field; None for what is not a string of bytes."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        if key >> 32:  # protobuf drops those bits, and would see another field
-            raise ValueError("field number too long")
-        number, kind = key >> 3, key & 7
-        if kind == _BYTES:
-            size, at = _varint(data, at)
-            if size > len(data) - at:
-                raise ValueError("cut off")
-            yield number, data[at : at + size]
-            at += size
-        elif kind == _VARINT:
-            _, at = _varint(data, at)
-        elif kind in (_FIXED64, _FIXED32):
-            at += 8 if kind == _FIXED64 else 4
-        else:
-            raise ValueError(f"wire type {kind}")
-    if at > len(data):
-        raise ValueError("cut off")
-
-
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("number too long")
+def _number(tensor: Tensor, text: str) -> int:
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 20 else _LARGEST
+    if number >= _LARGEST:
+        raise ValueError(f"tensor {tensor.name[:80]} has external data at {text[:80]!r}")
+    return number

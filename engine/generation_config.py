@@ -10,6 +10,7 @@ from typing import Any
 
 from cpmbee.errors import ConfigError
 from cpmbee.json_file import read_json_object
+from cpmbee.option_values import plain_number, shown
 
 MAX_BEAMS = 64
 MAX_NEW_TOKENS = 1 << 20
@@ -20,7 +21,7 @@ class GenerationConfig:
     """How to write the answers of a request.
 
     The default is greedy search. ``beam_size > 1`` is beam search; setting ``temperature``, ``top_k`` or ``top_p`` is
-    sampling. The two do not combine.
+    sampling. The two do not combine. NumPy's numbers are taken as Python's.
 
     Attributes:
         beam_size: hypotheses kept side by side; 1 is greedy search.
@@ -43,6 +44,8 @@ class GenerationConfig:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, plain_number(getattr(self, field.name)))
         _check_int("beam_size", self.beam_size, 1, MAX_BEAMS)
         _check_int("max_new_tokens", self.max_new_tokens, 1, MAX_NEW_TOKENS)
         _check_float("repetition_penalty", self.repetition_penalty, 1e-4, 1e4)
@@ -69,7 +72,7 @@ class GenerationConfig:
             return self.temperature > 0
         return self.top_k is not None or self.top_p is not None
 
-    def updated(self, **options: Any) -> GenerationConfig:
+    def updated(self, /, **options: Any) -> GenerationConfig:
         """A copy with some options replaced.
 
         Raises:
@@ -102,17 +105,17 @@ def check_names(options: Mapping[str, Any]) -> None:
     known = [field.name for field in fields(GenerationConfig)]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3) or known
-            raise ConfigError(f"unknown generation option {name!r}; did you mean {', '.join(near)}?")
+            near = difflib.get_close_matches(name[:80], known, n=3) or known
+            raise ConfigError(f"unknown generation option {shown(name)}; did you mean {', '.join(near)}?")
 
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if type(value) is not int or not low <= value <= high:
-        raise ConfigError(f"{name} must be an integer from {low} to {high}, not {value!r}")
+        raise ConfigError(f"{name} must be an integer from {low} to {high}, not {shown(value)}")
 
 
 def _check_float(name: str, value: object, low: float, high: float, *, exclusive: bool = False) -> None:
     valid = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not valid or (exclusive and value == low):
         bound = f"more than {low:g}" if exclusive else f"at least {low:g}"
-        raise ConfigError(f"{name} must be a number of {bound} and at most {high:g}, not {value!r}")
+        raise ConfigError(f"{name} must be a number of {bound} and at most {high:g}, not {shown(value)}")

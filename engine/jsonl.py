@@ -9,6 +9,7 @@ from typing import BinaryIO
 from cpmbee.errors import CpmBeeError
 
 MAX_LINE = 64 << 20  # bytes; a longer line is no record that anybody wrote
+_SKIPPED_AT_ONCE = 1 << 20
 
 
 def numbered_lines(
@@ -27,18 +28,45 @@ def numbered_lines(
     Raises:
         CpmBeeError: as ``error_class``: a line is too long, or the file cannot be read; names the line.
     """
-    number = 0
+    for number, content, _ in all_lines(file, name, error_class, limit):
+        if content is None:
+            raise error_class(f"{name}, line {number}: {too_long(limit)}")
+        if not content.isspace():
+            yield number, content
+
+
+def all_lines(
+    file: BinaryIO, name: str, error_class: type[CpmBeeError], limit: int = MAX_LINE
+) -> Iterator[tuple[int, bytes | None, int]]:
+    """Every line of a file, as `numbered_lines`; one that is too long is skipped when the next is asked for.
+
+    Returns:
+        Its number from 1; the line with its end, or None where it is too long; bytes read since the line before.
+
+    Raises:
+        CpmBeeError: as ``error_class``: the file cannot be read; names the line.
+    """
+    number = skipped = 0
     while True:
         number += 1
         try:
-            line = file.readline(limit + 1)
+            content = file.readline(limit + 1)
+            size = len(content)
+            if size > limit:
+                yield number, None, size + skipped
+                skipped = 0
+                while content and not content.endswith(b"\n"):
+                    content = file.readline(_SKIPPED_AT_ONCE)
+                    skipped += len(content)
+                continue
         except OSError as error:
             raise error_class(f"{name}, line {number}: cannot be read ({error.strerror})") from None
-        if len(line) > limit:
-            raise error_class(f"{name}, line {number}: longer than {limit >> 20} MiB; a record is one line")
-        if not line:
+        if not content:
             return
-        if number == 1:
-            line = line.removeprefix(BOM_UTF8)
-        if line.strip():
-            yield number, line
+        yield number, content.removeprefix(BOM_UTF8) if number == 1 else content, size + skipped
+        skipped = 0
+
+
+def too_long(limit: int) -> str:
+    """What is wrong with a line of more than ``limit`` bytes."""
+    return f"longer than {limit:,} bytes; a record is one line"

@@ -11,10 +11,12 @@ import functools
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpmbee.errors import ConfigError
+from cpmbee.onnxruntime_import import release
 from cpmbee.plain import warn_not_built
 
 if TYPE_CHECKING:
@@ -30,6 +32,7 @@ OPS = (
     "RMSNorm",
     "SubscriptRotation",
 )
+_EIGHT_BITS = (1, 22)  # the first ONNX Runtime whose MatMulNBits takes them
 # A cap goes by this order; a machine has those of its own architecture.
 ISA_NAMES = ("scalar", "neon", "avx2", "avx512")
 
@@ -55,6 +58,21 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
     if path is not None:
         _check_isa()
         session_options.register_custom_ops_library(str(path))
+
+
+def why_no_bodies(precisions: Iterable[str], version: str) -> str | None:
+    """Why a model cannot run on its function bodies, without native kernels; None where it can.
+
+    Args:
+        precisions: storage types of its tensors.
+        version: ONNX Runtime's.
+    """
+    if "int8" not in precisions or release(version) >= _EIGHT_BITS:
+        return None
+    return (
+        f"ONNX Runtime {version} does not know the 8-bit product of the model's function bodies (MatMulNBits); "
+        "it takes 1.22 or newer, or the native kernels"
+    )
 
 
 def kernels() -> dict[str, str]:

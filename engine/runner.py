@@ -13,8 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from cpmbee.config import ModelConfig
+from cpmbee.errors import InferenceError
 
 Int32 = npt.NDArray[np.int32]
+
+
+class RunStopped(Exception):  # noqa: N818 - a caller's wish, no error
+    """A run was ended early, because nobody wants its result any more; never leaves the engine."""
 
 
 class Runner(ABC):
@@ -46,20 +51,38 @@ class Runner(ABC):
         self.vocab_size = vocab_size
 
     def reshape(self, batch: int, queries: int, keys: int, ext: int, outputs: int = 1) -> None:
-        """New arrays of these sizes: everything 0, ``relation`` -1."""
+        """New arrays of these sizes: everything 0, ``relation`` -1.
+
+        Raises:
+            InferenceError: there is no memory for them.
+        """
+        try:
+            self.relation = np.full((batch, queries, keys), -1, np.int16)
+            self.logits = np.empty((batch, outputs, self.vocab_size + ext), np.float32)
+        except (MemoryError, ValueError):  # the latter where NumPy cannot even count the bytes
+            raise InferenceError(
+                f"no memory to read {queries} tokens of {batch} prompts at a time, whose relation matrix takes "
+                f"{2 * batch * queries * keys >> 20} MB; shorten them"
+            ) from None
         self.input_ids = np.zeros((batch, queries), np.int32)
         self.input_subs = np.zeros((batch, queries), np.int32)
-        self.relation = np.full((batch, queries, keys), -1, np.int16)
         self.slots = np.zeros((batch, keys), np.int32)
         self.new_slots = np.zeros((batch, queries), np.int32)
         self.logits_index = np.zeros((batch, outputs), np.int32)
         self.ext_ids = np.zeros(ext, np.int32)
         self.ext_subs = np.zeros(ext, np.int32)
-        self.logits = np.empty((batch, outputs, self.vocab_size + ext), np.float32)
 
     @abstractmethod
     def run(self) -> None:
-        """Call the graph: reads the inputs, appends to the cache, fills ``logits``."""
+        """Call the graph: reads the inputs, appends to the cache, fills ``logits``.
+
+        Raises:
+            InferenceError: it cannot be called.
+            RunStopped: `stop` was called.
+        """
+
+    def stop(self) -> None:  # noqa: B027 - a runner whose calls are short need not listen
+        """End the call that is being made, if that is possible; for another thread. No other call will follow."""
 
 
 class Backend(ABC):
@@ -68,10 +91,12 @@ class Backend(ABC):
     Attributes:
         config: the model's.
         cache_rows: rows of the cache, row 0 (scratch) not counted.
+        num_threads: threads of one run.
     """
 
     config: ModelConfig
     cache_rows: int
+    num_threads: int = 1
 
     @property
     def native_ops(self) -> dict[str, str]:
@@ -81,3 +106,6 @@ class Backend(ABC):
     @abstractmethod
     def runner(self) -> AbstractContextManager[Runner]:
         """Borrow a runner; several may be out at a time, in several threads."""
+
+    def close(self) -> None:  # noqa: B027 - a backend may have nothing to give back
+        """Give weights, threads and caches back, not waiting for the garbage collector."""

@@ -16,14 +16,18 @@ NEGLIGIBLE = 40.0  # weights below exp(-40) of the largest are 0: all of a vocab
 class SamplingSearch(SingleSearch):
     """Temperature, then the ``top_k`` likeliest, then of those the fewest that reach ``top_p``.
 
-    Each request draws from its own generator (seed, index of the request in the call), so a result depends neither on
-    the other requests of a batch nor on how they finish.
+    Each request draws from a generator of its own, so a result depends neither on the other requests of a batch nor on
+    how they finish.
+
+    Args:
+        space: what the logits mean.
+        config: the options.
+        entropy: what the generator is made from; None for what the system has.
     """
 
-    def __init__(self, space: TokenSpace, config: GenerationConfig, request: int) -> None:
+    def __init__(self, space: TokenSpace, config: GenerationConfig, entropy: list[int] | None) -> None:
         super().__init__(space, config)
-        seed = None if config.seed is None else [config.seed, request]
-        self._random = np.random.default_rng(seed)
+        self._random = np.random.default_rng(entropy)
         self._values = np.empty(1, np.float32)
         self._ids = np.empty(1, np.int32)
 

@@ -7,96 +7,90 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Generator
 
 import numpy as np
 
 from cpmbee.cache import CachePool
-from cpmbee.prefill import Reading, read
+from cpmbee.prefill import Reading, read, read_examples
 from cpmbee.relation import RelationBuilder
-from cpmbee.request import Request, most_rows
-from cpmbee.row_keeper import RowKeeper
-from cpmbee.runner import Backend, Runner
+from cpmbee.request import Request
+from cpmbee.row_keeper import RowHolder, RowKeeper
+from cpmbee.runner import Backend
 from cpmbee.sequence import Sequence
 from cpmbee.step_batch import ExtColumns, StepBatch
+from cpmbee.task import Task
+
+MAX_SEQUENCES = 64  # that step together at most; a single request may have more
 
 
-class Scheduler:
-    """Decodes requests on one backend; one object serves any number of threads.
+class Decoding(Task):
+    """Requests that are answered together, in order as far as rows allow.
 
     Args:
         backend: the model.
         pool: its cache rows.
-        keeper: promises them.
-        max_sequences: sequences that step together at most; a single request may have more.
+        keeper: leases them.
+        requests: each fits the cache alone.
     """
 
-    def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper, max_sequences: int = 64) -> None:
-        self._backend = backend
-        self._pool = pool
-        self._keeper = keeper
+    def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper, requests: list[Request]) -> None:
+        super().__init__(backend, pool, keeper)
+        self._requests = requests
+        self._waiting = deque(requests)
+        self._active: list[Request] = []
         self._builder = RelationBuilder(backend.config)
-        self._max_sequences = max_sequences
+        self._batch: StepBatch | None = None
 
-    def check(self, request: Request) -> None:
-        """Raise `CacheFullError` for a request that would not fit if it were the only one."""
-        self._pool.check(most_rows(request.prompt, request.config))
+    @property
+    def holders(self) -> list[RowHolder]:  # noqa: D102
+        return list(self._requests)
 
-    def run(self, requests: list[Request]) -> Generator[None, None, None]:
-        """Carry out requests that passed `check`, in order as far as rows allow; yields after every step.
+    def _step(self) -> bool:
+        """Read the prompts of requests that have been admitted, or feed the next token of all that run."""
+        self._retire()
+        before = time.perf_counter()
+        fresh = self._admit()
+        if not self._active:
+            return False
+        if self._batch is None:
+            self._batch = StepBatch(self._borrow_runner(), self._builder)
+        if fresh:
+            self._prefill(fresh)
+            self._batch.reset()
+        else:
+            self._batch.step(self._active)
+        elapsed = time.perf_counter() - before
+        for request in self._active:
+            if request in fresh:
+                request.prefill_seconds += elapsed
+            else:
+                request.decode_seconds += elapsed
+        self._retire()
+        if not self._active and not self._waiting:
+            self._close()
+        return True
 
-        Setting ``cancelled`` on a request between two steps ends it. Closing the iterator ends all of them; whatever
-        happens, all rows are returned.
-
-        Raises:
-            CacheFullError: the calling thread's own streams hold what a request needs.
-        """
-        waiting, active = deque(requests), list[Request]()
-        try:
-            with self._backend.runner() as runner:
-                batch = StepBatch(runner, self._pool, self._builder)
-                while waiting or active:
-                    before = time.perf_counter()
-                    fresh = self._admit(waiting, active, runner)
-                    if fresh:
-                        self._prefill(fresh, runner)
-                        batch.reset()
-                    else:
-                        batch.step(active)
-                    elapsed = time.perf_counter() - before
-                    for request in active:
-                        if request in fresh:
-                            request.prefill_seconds += elapsed
-                        else:
-                            request.decode_seconds += elapsed
-                    yield
-                    self._retire(waiting, active)
-        finally:
-            for request in requests:  # all: an interrupted one may hold rows and not be active
-                self._return_rows(request)
-
-    def _admit(self, waiting: deque[Request], active: list[Request], runner: Runner) -> list[Request]:
-        """Move requests from ``waiting`` to ``active`` while rows and sequences last, and read their examples."""
+    def _admit(self) -> list[Request]:
+        """Move requests from waiting to active while rows and sequences last, and read their examples."""
         fresh: list[Request] = []
-        sequences = sum(request.config.beam_size for request in active)
-        while waiting:
-            request = waiting[0]
+        sequences = sum(request.config.beam_size for request in self._active)
+        while self._waiting:
+            request = self._waiting[0]
             sequences += request.config.beam_size
-            if active and sequences > self._max_sequences:
+            if self._active and sequences > MAX_SEQUENCES:
                 break
-            if not self._keeper.reserve(request, wait=not active):
+            if not self._reserve(request, wait=not self._active):
                 break
-            active.append(waiting.popleft())
+            self._active.append(self._waiting.popleft())
             fresh.append(request)
-            self._keeper.read_examples(request, runner)
+            read_examples(request, self._keeper, self._borrow_runner(), self._builder, self._stopped)
         return fresh
 
-    def _prefill(self, requests: list[Request], runner: Runner) -> None:
+    def _prefill(self, requests: list[Request]) -> None:
         """Read the prompts, each with the ``<s>`` of its first answer, and choose the first tokens."""
         readings = []
         for request in requests:
-            rows = self._pool.take_many(request.own_tokens)
-            request.rows.update(rows.tolist())
+            rows = request.rows.take_many(request.own_tokens)
             slots = np.concatenate([*request.shared_slots(), rows[:-1]])
             budget = request.config.max_new_tokens
             sequence = Sequence(request.layout(budget + 1), slots, request.space.bos_id, budget)
@@ -104,26 +98,22 @@ class Scheduler:
             request.search.sequences = [sequence]
             readings.append(Reading(*request.own_arrays(), sequence.layout, sequence.slots[: len(sequence)]))
         ext = ExtColumns([request.space for request in requests])
-        logits = read(runner, self._builder, readings, ext.ids, ext.subs)
+        logits = read(self._borrow_runner(), self._builder, readings, ext.ids, ext.subs, self._stopped)
         for request, row, ext_begin in zip(requests, logits, ext.begins, strict=True):
             request.search.advance(row[None], ext_begin)
 
-    def _retire(self, waiting: deque[Request], active: list[Request]) -> None:
+    def _retire(self) -> None:
         """Let go of requests that are done or cancelled, and of rows that no sequence holds any more."""
-        for request in [request for request in waiting if request.cancelled]:
-            waiting.remove(request)
-        for request in active.copy():
+        for request in [request for request in self._waiting if request.cancelled]:
+            self._waiting.remove(request)
+        for request in self._active.copy():
             if request.cancelled or not request.search.sequences:
-                self._return_rows(request)
-                active.remove(request)
+                self._active.remove(request)
+                request.rows.close()
+                self._pool.ring()
             elif request.config.beam_size > 1:
                 held: set[int] = set()
                 held.update(*(sequence.own_rows.tolist() for sequence in request.search.sequences))
                 dropped = request.tail - held
                 request.tail &= held
-                self._pool.release(dropped)
-
-    def _return_rows(self, request: Request) -> None:
-        request.rows |= request.tail
-        request.tail.clear()
-        self._keeper.give_back(request)
+                request.rows.give_back(dropped)

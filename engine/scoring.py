@@ -14,12 +14,13 @@ from math import fsum
 
 from cpmbee.cache import CachePool
 from cpmbee.choices import Choice
-from cpmbee.prefill import PADDING, RUN_TOKENS
+from cpmbee.prefill import PADDING, RUN_TOKENS, read_examples
 from cpmbee.relation import RelationBuilder
-from cpmbee.row_keeper import RowKeeper
-from cpmbee.runner import Backend, Runner
+from cpmbee.row_keeper import RowHolder, RowKeeper
+from cpmbee.runner import Backend
 from cpmbee.scoring_job import LOGITS_BYTES, ScoringJob
 from cpmbee.step_batch import ExtColumns
+from cpmbee.task import Task
 
 
 @dataclass(frozen=True)
@@ -44,62 +45,70 @@ class ChoiceScore:
         return self.logprob / self.tokens
 
 
-class Scorer:
-    """Scores choices on one backend; one object serves any number of threads.
+class Scoring(Task):
+    """Requests whose choices are scored together.
 
     Args:
         backend: the model.
         pool: its cache rows.
-        keeper: promises them.
+        keeper: leases them.
+        jobs: the requests with their choices.
     """
 
-    def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper) -> None:
-        self._backend = backend
-        self._pool = pool
-        self._keeper = keeper
+    def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper, jobs: Sequence[ScoringJob]) -> None:
+        super().__init__(backend, pool, keeper)
+        self._jobs = jobs
+        self._waiting = deque(sorted(jobs, key=lambda job: job.first_queries))
+        self._active: list[ScoringJob] = []
         self._builder = RelationBuilder(backend.config)
 
-    def run(self, jobs: Sequence[ScoringJob]) -> list[list[float]]:
-        """The log-probability of every choice of every job; whatever happens, all rows are returned.
+    @property
+    def holders(self) -> list[RowHolder]:  # noqa: D102
+        return list(self._jobs)
+
+    def run(self) -> list[list[float]]:
+        """The log-probability of every choice of every job.
 
         Raises:
-            CacheFullError: the calling thread's own streams hold what a request needs.
+            CacheFullError: whoever holds what a request needs waits for this call.
             InferenceError: the model cannot be run, or computes logits that are not finite.
         """
-        waiting = deque(sorted(jobs, key=lambda job: job.first_queries))
-        active: list[ScoringJob] = []
-        try:
-            with self._backend.runner() as runner:
-                while waiting:
-                    self._admit(waiting, active, runner)
-                    while unfinished := [job for job in active if not job.finished]:
-                        self._run_once(unfinished, runner)
-                    while active:
-                        self._keeper.give_back(active.pop())
-        finally:
-            for job in jobs:  # all: an interrupted one may hold rows and not be active
-                self._keeper.give_back(job)
-        return [[fsum(terms) for terms in job.log_probabilities] for job in jobs]
+        self.complete()
+        return [[fsum(terms) for terms in job.log_probabilities] for job in self._jobs]
 
-    def _admit(self, waiting: deque[ScoringJob], active: list[ScoringJob], runner: Runner) -> None:
-        """Move jobs of about one length from ``waiting`` to ``active``, as many as one run and the cache hold."""
+    def _step(self) -> bool:
+        """Read the next tokens of all jobs that run; admit others when those are done."""
+        if not self._active:
+            self._admit()
+        if not self._active:
+            return False
+        self._run_once([job for job in self._active if not job.finished])
+        if all(job.finished for job in self._active):
+            while self._active:
+                self._active.pop().rows.close()
+            self._pool.ring()
+        return True
+
+    def _admit(self) -> None:
+        """Move jobs of about one length from waiting to active, as many as one run and the cache hold."""
         columns = self._backend.config.vocab_size
-        while waiting:
-            job = waiting[0]
+        while self._waiting:
+            job = self._waiting[0]
             columns += len(job.space.ext)
-            count = len(active) + 1
-            outputs = max(other.most_outputs for other in (*active, job))
+            count = len(self._active) + 1
+            outputs = max(other.most_outputs for other in (*self._active, job))
             too_many = count * job.first_queries > RUN_TOKENS or count * outputs * columns * 4 > LOGITS_BYTES
-            if active and (too_many or job.first_queries > PADDING * active[0].first_queries):
+            if self._active and (too_many or job.first_queries > PADDING * self._active[0].first_queries):
                 break
-            if not self._keeper.reserve(job, wait=not active):
+            if not self._reserve(job, wait=not self._active):
                 break
-            active.append(waiting.popleft())
-            self._keeper.read_examples(job, runner)
+            self._active.append(self._waiting.popleft())
+            read_examples(job, self._keeper, self._borrow_runner(), self._builder, self._stopped)
 
-    def _run_once(self, jobs: list[ScoringJob], runner: Runner) -> None:
+    def _run_once(self, jobs: list[ScoringJob]) -> None:
         """Read the next tokens of every job, and the prompt of those that have not begun."""
-        readings = [job.next_reading(self._pool) for job in jobs]
+        runner = self._borrow_runner()
+        readings = [job.next_reading() for job in jobs]
         ext = ExtColumns([job.space for job in jobs])
         queries = max(len(reading.input_ids) for reading in readings)
         keys = max(len(reading.slots) for reading in readings)
@@ -117,4 +126,4 @@ class Scorer:
             reading.separate(runner.relation[b, :own, :seen])
         runner.run()
         for b, (job, ext_begin) in enumerate(zip(jobs, ext.begins, strict=True)):
-            job.accept(runner.logits[b], ext_begin, self._pool)
+            job.accept(runner.logits[b], ext_begin)

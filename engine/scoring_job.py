@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cpmbee.cache import CachePool, Rows
+from cpmbee.cache import Rows
 from cpmbee.choices import Choice, ChoiceEncoder, EncodedChoice, FedToken
 from cpmbee.config import ModelConfig
 from cpmbee.encoding import Prompt
@@ -99,12 +99,12 @@ class ScoringJob(RowHolder):
         """Whether everything has been read."""
         return self._begun and self._done == len(self.entries)
 
-    def next_reading(self, pool: CachePool) -> ScoredReading:
+    def next_reading(self) -> ScoredReading:
         """Take rows for the tokens of the next run, the prompt's among them in the first."""
         ids, subs = np.empty(0, np.int32), np.empty(0, np.int32)
         if not self._begun:
             ids, subs = self.own_arrays()
-            self._slots = np.concatenate([*self.shared_slots(), self._take(pool, len(ids))])
+            self._slots = np.concatenate([*self.shared_slots(), self.rows.take_many(len(ids))])
             self._layout = self.layout(1)
             self._layout.append(self.prompt.answers[0].segment_id, 0)
         assert self._layout is not None  # noqa: S101 - the first run has set it
@@ -114,7 +114,7 @@ class ScoringJob(RowHolder):
         layout = self._layout.copy(end - begin)
         for token in self.entries[begin:end]:
             layout.append(token.segment_id, token.position)
-        self._carried += self._take(pool, len(fresh)).tolist()
+        self._carried += self.rows.take_many(len(fresh)).tolist()
         return ScoredReading(
             input_ids=np.concatenate([ids, np.array([token.id for token in fresh], np.int32)]),
             input_subs=np.concatenate([subs, np.array([token.sub for token in fresh], np.int32)]),
@@ -124,13 +124,12 @@ class ScoringJob(RowHolder):
             branches=self.branches[begin:end],
         )
 
-    def accept(self, logits: npt.NDArray[np.float32], ext_begin: int, pool: CachePool) -> None:
+    def accept(self, logits: npt.NDArray[np.float32], ext_begin: int) -> None:
         """Read the logits of the last reading, and give the rows of choices that are complete back.
 
         Args:
             logits: (outputs, vocabulary + ext of all requests), one row for each scored query; overwritten.
             ext_begin: column of this request's first extension row.
-            pool: the cache rows.
 
         Raises:
             InferenceError: the logits are not finite.
@@ -147,13 +146,7 @@ class ScoringJob(RowHolder):
         kept = int((self.branches[:end] == self.branches[end]).sum()) if end < len(self.entries) else 0
         over = self._carried[: len(self._carried) - kept]
         self._carried = self._carried[len(over) :]
-        self.rows.difference_update(over)
-        pool.release(over)
-
-    def _take(self, pool: CachePool, count: int) -> Rows:
-        rows = pool.take_many(count)
-        self.rows.update(rows.tolist())
-        return rows
+        self.rows.give_back(over)
 
     def _add(self, row: npt.NDArray[np.float32], branches: list[int], targets: list[int], ext_begin: int) -> None:
         """Add the log-probability of one token for each of some choices; ``row`` is masked as in generation."""

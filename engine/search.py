@@ -28,13 +28,11 @@ class Hypothesis:
     """One way to write all answers.
 
     Attributes:
-        tokens: chosen tokens, ends of answers included.
-        answers: the index of the answer each belongs to.
+        written: chosen tokens, ends of answers included, each with the index of its answer.
         score: mean log-probability.
     """
 
-    tokens: tuple[int, ...]
-    answers: tuple[int, ...]
+    written: tuple[tuple[int, int], ...]
     score: float
 
 
@@ -95,8 +93,7 @@ class Search(ABC):
 
     def extend(self, sequence: Sequence, token: int) -> None:
         """Write ``token``, which does not end the last answer, and set what to feed next."""
-        sequence.tokens.append(token)
-        sequence.answers.append(sequence.answer)
+        sequence.written.append((token, sequence.answer))
         if token == self.space.eos_id:  # never fed: the next answer opens instead
             sequence.answer += 1
             sequence.position = 0
@@ -125,7 +122,7 @@ class SingleSearch(Search):
         self._written = sequence
         token, log_probability = self.pick(logits[0], ext_begin, sequence)
         sequence.score += log_probability
-        if self.space.ends(token, sequence.answer) or len(sequence.tokens) + 1 == self.config.max_new_tokens:
+        if self.space.ends(token, sequence.answer) or len(sequence.written) + 1 == self.config.max_new_tokens:
             self._last = (token, sequence.answer)
             self.sequences = []
         else:
@@ -134,13 +131,13 @@ class SingleSearch(Search):
     def settled(self) -> list[tuple[int, int]]:  # noqa: D102
         if self._written is None:
             return []
-        pairs = list(zip(self._written.tokens, self._written.answers, strict=True))
-        return pairs if self._last is None else [*pairs, self._last]
+        pairs = self._written.written
+        return pairs.copy() if self._last is None else [*pairs, self._last]
 
     def best(self) -> Hypothesis:  # noqa: D102
         pairs = self.settled()
-        score = self._written.score / len(pairs) if self._written is not None else 0.0
-        return Hypothesis(tuple(token for token, _ in pairs), tuple(answer for _, answer in pairs), score)
+        score = self._written.score / len(pairs) if self._written is not None and pairs else 0.0
+        return Hypothesis(tuple(pairs), score)
 
 
 class GreedySearch(SingleSearch):

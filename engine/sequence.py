@@ -17,16 +17,15 @@ class Sequence:
         layout: columns of all tokens with a cache row.
         slots: (capacity,) int32 cache rows of the tokens, in order; valid up to ``len(self)``.
         shared: length of the prompt.
-        tokens: columns of the logits that were chosen: vocabulary ids, then extension rows.
-        answers: for each of ``tokens``, the index of its answer.
+        written: for each token that was chosen, its column of the logits (vocabulary ids, then extension rows) and the
+            index of its answer.
         fed: (capacity,) int32 base ids fed so far, the opening ``<s>`` included; valid up to ``num_fed``.
-        score: sum of the log-probabilities of ``tokens``.
+        score: sum of the log-probabilities of what was written.
         next_id, next_sub, answer, position: the token to feed next, its answer, and its place in the answer.
     """
 
     __slots__ = (
         "answer",
-        "answers",
         "fed",
         "layout",
         "next_id",
@@ -36,7 +35,7 @@ class Sequence:
         "score",
         "shared",
         "slots",
-        "tokens",
+        "written",
     )
 
     def __init__(self, layout: TokenLayout, slots: npt.NDArray[np.int32], first_id: int, room: int) -> None:
@@ -52,8 +51,7 @@ class Sequence:
         self.slots = np.zeros(len(slots) + room, np.int32)
         self.slots[: len(slots)] = slots
         self.shared = len(slots) + 1
-        self.tokens: list[int] = []
-        self.answers: list[int] = []
+        self.written: list[tuple[int, int]] = []
         self.fed = np.empty(room, np.int32)
         self.fed[0] = first_id
         self.num_fed = 1
@@ -72,8 +70,7 @@ class Sequence:
         other.layout = self.layout.copy()
         other.slots = self.slots.copy()
         other.shared = self.shared
-        other.tokens = self.tokens.copy()
-        other.answers = self.answers.copy()
+        other.written = self.written.copy()
         other.fed = self.fed.copy()
         other.num_fed = self.num_fed
         other.score = self.score

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from cpmbee import native
+from cpmbee import native, threads
 from cpmbee.cache_types import CacheArrays, cache_names
 from cpmbee.errors import CacheFullError, ConfigError, InferenceError, ModelFolderError
 from cpmbee.folder import ModelFolder
+from cpmbee.forks import keep_in_children
 from cpmbee.machine import physical_cores, physical_memory
+from cpmbee.onnxruntime_errors import first_line, is_runtime_error
 from cpmbee.onnxruntime_import import import_onnxruntime
-from cpmbee.runner import Backend, Runner
+from cpmbee.option_values import plain_number, shown
+from cpmbee.runner import Backend, Runner, RunStopped
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnxruntime as ort
 
 DEFAULT_CACHE_TOKENS = 8192
@@ -35,7 +38,7 @@ class OrtBackend(Backend):
     Args:
         folder: the checked folder.
         device: ``"auto"`` or ``"cpu"``.
-        num_threads: of one run; 0 takes one for each physical core.
+        num_threads: of one run; 0 takes one for each physical core, or fewer where a small model gains nothing by them.
         cache_tokens: rows of the cache; 0 takes the default.
         native: with the native kernels, if they are built.
     """
@@ -50,23 +53,32 @@ class OrtBackend(Backend):
         native: bool = True,
     ) -> None:
         if device not in ("auto", "cpu"):
-            raise ConfigError(f'device must be "auto" or "cpu", not {device!r}')
+            raise ConfigError(f'device must be "auto" or "cpu", not {shown(device)}')
+        num_threads, cache_tokens = plain_number(num_threads), plain_number(cache_tokens)
         if type(num_threads) is not int or not 0 <= num_threads <= MAX_THREADS:
-            raise ConfigError(f"num_threads must be an integer from 0 to {MAX_THREADS}, not {num_threads!r}")
+            raise ConfigError(f"num_threads must be an integer from 0 to {MAX_THREADS}, not {shown(num_threads)}")
         self._ort = import_onnxruntime()
         self.config = folder.config
         if type(cache_tokens) is not int or not 0 <= cache_tokens < 1 << 30:
-            raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {cache_tokens!r}")
+            raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {shown(cache_tokens)}")
         self._native = native
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a signal handler may generate, too
         self._idle: list[OrtRunner] = []
-        self._session = self._open(folder, num_threads or physical_cores())
-        arrays = CacheArrays(self._session)
-        self.cache_rows = cache_tokens or _default_cache_rows(arrays.row_bytes)
+        self._runners: weakref.WeakSet[OrtRunner] = weakref.WeakSet()
+        self.num_threads = num_threads or (1 if folder.weight_bytes < threads.SMALL_MODEL_BYTES else physical_cores())
+        session = self._open(folder, self.num_threads)
+        arrays = CacheArrays(session)
+        self._row_bytes = arrays.row_bytes
+        self.cache_rows = cache_tokens or _default_cache_rows(self._row_bytes)
         self._caches = self._make_caches(arrays)
-        self._shrink = self._ort.RunOptions()
-        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        _log.info("loaded %s: cache of %d tokens, kernels %s", folder.path, self.cache_rows, self.native_ops)
+        if num_threads == 0 and self.num_threads < physical_cores():
+            session = self._with_threads_that_pay(folder, session)
+        self._session: ort.InferenceSession | None = session
+        keep_in_children(session)
+        _log.info(
+            "loaded %s: %d threads%s, cache of %d tokens, kernels %s",
+            *(folder.path, self.num_threads, "" if num_threads else " by default", self.cache_rows, self.native_ops),
+        )
 
     @property
     def native_ops(self) -> dict[str, str]:
@@ -78,49 +90,49 @@ class OrtBackend(Backend):
     @property
     def cache_bytes(self) -> int:
         """Bytes of all cache rows, row 0 (scratch) counted; memory is taken as rows are first written."""
-        return sum(int(value.tensor_size_in_bytes()) for value in self._caches.values())
+        return (self.cache_rows + 1) * self._row_bytes
 
     @contextmanager
     def runner(self) -> Iterator[Runner]:
-        """A runner for one thread; its bindings are kept for the next borrower."""
+        """A runner for one thread; its bindings are kept for the next borrower.
+
+        Raises:
+            InferenceError: the backend is closed.
+        """
+        if self._session is None:
+            raise _closed()
         try:
             runner = self._idle.pop()
         except IndexError:
-            runner = OrtRunner(self)
+            runner = OrtRunner(self._ort, self._session, self._lock, self._caches, self.config.vocab_size)
+            self._runners.add(runner)
         try:
             yield runner
         finally:
-            runner.forget()
-            self._idle.append(runner)
+            if runner.forget():
+                self._idle.append(runner)
 
-    def bind_caches(self, binding: ort.IOBinding) -> None:
-        """Bind each cache as input and as output: kernels then write new rows in place."""
-        for name, value in self._caches.items():
-            binding.bind_ortvalue_input(name, value)
-            binding.bind_ortvalue_output(f"present_{name}", value)
+    def close(self) -> None:
+        """Give weights, threads and caches back, once the run that is being made has ended."""
+        with self._lock:
+            for runner in list(self._runners):
+                runner.close()
+            self._idle.clear()
+            self._caches = {}
+            self._session = None
 
-    def call(self, binding: ort.IOBinding, tokens: int) -> None:
-        """Run once. One run at a time: all of them write to the same cache.
+    def _with_threads_that_pay(self, folder: ModelFolder, session: ort.InferenceSession) -> ort.InferenceSession:
+        """The session of those threads that a small model runs fastest with."""
+        sessions = {self.num_threads: session}
 
-        Raises:
-            InferenceError: ONNX Runtime refuses, be it for lack of memory; says why.
-        """
-        try:
-            with self._lock:
-                if tokens > SHRINK_TOKENS:
-                    self._session.run_with_iobinding(binding, self._shrink)
-                else:
-                    self._session.run_with_iobinding(binding)
-        except Exception as error:
-            raise InferenceError(f"ONNX Runtime cannot run the model ({_first_line(error)})") from error
+        def seconds(count: int) -> float:
+            tried = sessions[count] = sessions.get(count) or self._open(folder, count)
+            return threads.request_seconds(
+                OrtRunner(self._ort, tried, self._lock, self._caches, self.config.vocab_size)
+            )
 
-    def new_binding(self) -> ort.IOBinding:
-        """An empty binding for the session."""
-        return self._session.io_binding()
-
-    def value(self, array: np.ndarray[Any, Any]) -> ort.OrtValue:
-        """An ONNX Runtime value that shares the array's memory."""
-        return self._ort.OrtValue.ortvalue_from_numpy(array)
+        self.num_threads = threads.choose(physical_cores(), seconds)
+        return sessions[self.num_threads]
 
     def _open(self, folder: ModelFolder, num_threads: int) -> ort.InferenceSession:
         options = self._ort.SessionOptions()
@@ -128,20 +140,28 @@ class OrtBackend(Backend):
         options.inter_op_num_threads = 1
         options.enable_mem_pattern = False  # one plan for each shape would pile up, and shapes change all the time
         options.log_severity_level = 3
+        threads.bound_spinning(options, self._ort.__version__)
         if self._native:
             native.register(options)
+        if "function" in self.native_ops.values() and (
+            reason := native.why_no_bodies(folder.precision.values(), self._ort.__version__)
+        ):
+            raise ModelFolderError(f"{folder.path}: {reason}")
         try:
             session = self._ort.InferenceSession(str(folder.model), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common base but this
-            raise ModelFolderError(f"{folder.model}: ONNX Runtime cannot load it ({_first_line(error)})") from error
+        except Exception as error:
+            if not is_runtime_error(error):
+                raise
+            raise ModelFolderError(f"{folder.model}: ONNX Runtime cannot load it ({first_line(error)})") from error
         found = {value.name for value in session.get_inputs()}
         if missing := {*_INPUTS, *cache_names(folder.config, folder.cache)} - found:
             raise ModelFolderError(f"{folder.model}: the graph has no input {', '.join(sorted(missing))}")
         return session
 
     def _make_caches(self, arrays: CacheArrays) -> dict[str, ort.OrtValue]:
+        value = self._ort.OrtValue.ortvalue_from_numpy
         try:  # zeros that the system hands out page by page, as rows are first written
-            return {name: self.value(array) for name, array in arrays.zeros(self.cache_rows + 1).items()}
+            return {name: value(array) for name, array in arrays.zeros(self.cache_rows + 1).items()}
         except (MemoryError, ValueError):  # the latter where NumPy cannot even count the bytes
             raise CacheFullError(
                 f"no memory for a cache of {self.cache_rows} tokens; load the engine with a smaller cache_tokens"
@@ -149,32 +169,86 @@ class OrtBackend(Backend):
 
 
 class OrtRunner(Runner):
-    """Arrays bound to the session; a change of shape binds new ones, the caches stay bound."""
+    """Arrays bound to the session; a change of shape binds new ones, the caches stay bound.
 
-    def __init__(self, backend: OrtBackend) -> None:
-        super().__init__(backend.config.vocab_size)
-        self._backend = backend
-        self._binding = backend.new_binding()
+    It knows the session and not the backend, which keeps idle runners: no cycle holds a model that nobody uses.
+    """
+
+    def __init__(
+        self,
+        ort: Any,
+        session: ort.InferenceSession,
+        lock: threading.RLock,
+        caches: Mapping[str, ort.OrtValue],
+        vocab_size: int,
+    ) -> None:
+        super().__init__(vocab_size)
+        self._ort = ort
+        self._session: ort.InferenceSession | None = session
+        self._lock = lock
+        self._binding = session.io_binding()
+        self._options = ort.RunOptions()
+        self._shrinking = ort.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._tokens = 0
-        backend.bind_caches(self._binding)
+        self._stopped = False
+        for name, value in caches.items():  # as input and as output: kernels then write new rows in place
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(f"present_{name}", value)
 
     def reshape(self, batch: int, queries: int, keys: int, ext: int, outputs: int = 1) -> None:  # noqa: D102
+        if self._session is None:
+            raise _closed()
         super().reshape(batch, queries, keys, ext, outputs)
+        value = self._ort.OrtValue.ortvalue_from_numpy
         for name in _INPUTS:
-            self._binding.bind_ortvalue_input(name, self._backend.value(getattr(self, name)))
-        self._binding.bind_ortvalue_output("logits", self._backend.value(self.logits))
+            self._binding.bind_ortvalue_input(name, value(getattr(self, name)))
+        self._binding.bind_ortvalue_output("logits", value(self.logits))
         self._tokens = batch * queries
 
-    def run(self) -> None:  # noqa: D102
-        self._backend.call(self._binding, self._tokens)
+    def run(self) -> None:
+        """Call the graph. One call at a time: all of them write to the same cache.
 
-    def forget(self) -> None:
-        """Let go of large arrays; the runner is usable after the next `reshape`."""
-        self.reshape(1, 1, 1, 0)
+        Raises:
+            InferenceError: ONNX Runtime refuses, be it for lack of memory; says why. Or the engine was closed.
+            RunStopped: `stop` was called.
+        """
+        options = self._shrinking if self._tokens > SHRINK_TOKENS else self._options
+        try:
+            with self._lock:
+                if self._session is None:
+                    raise _closed()
+                if self._stopped:
+                    raise RunStopped
+                self._session.run_with_iobinding(self._binding, options)
+        except Exception as error:
+            if not is_runtime_error(error):
+                raise
+            if self._stopped:
+                raise RunStopped from None
+            raise InferenceError(f"ONNX Runtime cannot run the model ({first_line(error)})") from error
+
+    def stop(self) -> None:
+        """End the call that is being made, between two nodes of the graph, and refuse any other."""
+        self._stopped = True
+        self._options.terminate = True
+        self._shrinking.terminate = True
+
+    def forget(self) -> bool:
+        """Let go of large arrays; returns whether the runner is usable after the next `reshape`."""
+        usable = self._session is not None and not self._stopped
+        if usable:
+            self.reshape(1, 1, 1, 0)
+        return usable
+
+    def close(self) -> None:
+        """Let go of the session and all that is bound to it."""
+        self._session = None
+        self._binding = None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _closed() -> InferenceError:
+    return InferenceError("the engine is closed; load it again")
 
 
 def _default_cache_rows(row_bytes: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from cpmbee.cache import CachePool
 from cpmbee.relation import RelationBuilder
 from cpmbee.request import Request
 from cpmbee.runner import Int32, Runner
@@ -37,9 +36,8 @@ class ExtColumns:
 class StepBatch:
     """The sequences that the runner's arrays hold, and how to bring those arrays up to date."""
 
-    def __init__(self, runner: Runner, pool: CachePool, builder: RelationBuilder) -> None:
+    def __init__(self, runner: Runner, builder: RelationBuilder) -> None:
         self._runner = runner
-        self._pool = pool
         self._builder = builder
         self.reset()
 
@@ -51,11 +49,11 @@ class StepBatch:
 
     def step(self, requests: list[Request]) -> None:
         """Feed the next token of every sequence of ``requests`` and let their searches choose."""
-        runner, pool, fill = self._runner, self._pool, self._builder.fill
+        runner, fill = self._runner, self._builder.fill
         sequences = [(request, s) for request in requests for s in request.search.sequences]
         self._fit(requests, len(sequences), max(len(s) for _, s in sequences) + 1)
         for b, (request, sequence) in enumerate(sequences):
-            row = pool.take()
+            row = request.rows.take()
             request.tail.add(row)
             sequence.feed(row, request.prompt.answers[sequence.answer].segment_id)
             length = len(sequence)

@@ -66,3 +66,71 @@ def missing_answer(root: str) -> PromptError:
 def no_answer_leaf(root: str) -> PromptError:
     """``<ans>`` holds only empty dicts."""
     return PromptError(f'{root}.<ans>: holds no answer to write; give it a "" for each answer, such as {{"name": ""}}')
+
+
+def dict_changed(root: str, path: tuple[str, ...], error: RuntimeError) -> PromptError:
+    """A dict that another thread, or code run by reading it, changed meanwhile."""
+    return PromptError(f"{format_path(root, path)}: changed while it was encoded ({error}); encode a copy")
+
+
+def not_items(root: str, path: tuple[str, ...]) -> PromptError:
+    """A dict subclass whose ``items()`` are not pairs."""
+    return PromptError(f"{format_path(root, path)}: a dict whose items() gives something other than pairs")
+
+
+def not_examples(examples: object) -> PromptError:
+    """Something that no examples can be taken from."""
+    return PromptError(f"examples: expected a list of dicts, not {type(examples).__name__}")
+
+
+def not_a_tokenizer(tokenizer: object) -> PromptError:
+    """An encoder that was given something else."""
+    kind = type(tokenizer)
+    return PromptError(f"tokenizer: expected a cpmbee.Tokenizer, not {kind.__module__}.{kind.__name__}")
+
+
+def not_a_generator(rng: object) -> PromptError:
+    """Something that cannot shuffle."""
+    return PromptError(f"rng: expected a numpy.random.Generator, not {type(rng).__name__}")
+
+
+def not_previous(previous: object) -> PromptError:
+    """An earlier sample whose tables do not fit each other or the vocabulary."""
+    return PromptError(
+        f"previous: expected what encode_data returned with this vocabulary, not a {type(previous).__name__} whose "
+        "tables differ from that"
+    )
+
+
+def not_initialized(name: str) -> TokenizeError:
+    """An object of a subclass that left ``__init__`` out, or one that only ``__new__`` made."""
+    return TokenizeError(f"this {name} is empty: its __init__ was not called, or failed")
+
+
+def not_text(value: object) -> TokenizeError:
+    """Something else where text is wanted."""
+    return TokenizeError(f"expected a string, not {type(value).__name__}")
+
+
+def not_ids(value: object) -> TokenizeError:
+    """Something that no token ids can be taken from."""
+    return TokenizeError(f"expected a list of token ids, not {type(value).__name__}")
+
+
+def not_an_id(value: object) -> TokenizeError:
+    """Something else where a token id is wanted."""
+    return TokenizeError(f"token ids are integers, not {type(value).__name__}")
+
+
+def unknown_id(token_id: int, vocab_size: int) -> TokenizeError:
+    """A token id that nobody gave out; a huge one is not spelled out, which takes long or is refused by Python."""
+    shown = str(token_id) if token_id.bit_length() <= 64 else f"of {token_id.bit_length()} bits"
+    return TokenizeError(f"token id {shown} is not in the vocabulary of {vocab_size}")
+
+
+def not_an_ext_table(value: object) -> TokenizeError:
+    """An ext table that does not lead from ids to texts."""
+    return TokenizeError(
+        f"ext_table: expected a dict of token ids (0 to 2147483647) and their texts, not a {type(value).__name__} of "
+        "something else"
+    )

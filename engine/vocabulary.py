@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpmbee.errors import VocabularyError
+from cpmbee.regular_file import read_text
 
 NEWLINE, SPACE = "</n>", "</_>"  # how the file spells "\n" and " "
 REQUIRED = ("<pad>", "<unk>", "<mask>", "<s>", "</s>", "<root>", "<ans>")
-MAX_FILE_BYTES = 32 << 20
-MAX_TOKENS = 1 << 22
+MAX_FILE_BYTES = 16 << 20
+MAX_TOKENS = 1 << 20
 MAX_TOKEN_LENGTH = 512  # characters; bounds the work of one longest match
 
 
 def read_vocabulary(path: str | Path) -> list[str]:
-    """Read a vocabulary file: UTF-8, one token a line, empty lines skipped.
+    """Read a vocabulary file: UTF-8, one token a line; empty lines and a byte order mark are skipped.
 
     Returns:
         The tokens as the file spells them; the index is the id.
@@ -24,24 +25,15 @@ def read_vocabulary(path: str | Path) -> list[str]:
         VocabularyError: the file cannot be read, is not UTF-8, is absurdly large, repeats a token or lacks a
             required one; names the file and, where there is one, the line.
     """
-    try:
-        with Path(path).open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise VocabularyError(f"{path}: cannot read the vocabulary ({error.strerror})") from None
-    if len(raw) > MAX_FILE_BYTES:
-        raise VocabularyError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB; is this a vocabulary?")
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise VocabularyError(f"{path}:{line}: not UTF-8") from None
+    text = read_text(path, "the vocabulary", VocabularyError, MAX_FILE_BYTES)
     tokens: list[str] = []
     first_line: dict[str, int] = {}
     for number, line_text in enumerate(text.split("\n"), 1):
         token = line_text.removesuffix("\r")
         if not token:
             continue
+        if len(tokens) == MAX_TOKENS:
+            raise VocabularyError(f"{path}:{number}: more than {MAX_TOKENS} tokens; is this a vocabulary?")
         if token in first_line:
             raise VocabularyError(f"{path}:{number}: the token {token!r} is already on line {first_line[token]}")
         if len(token) > MAX_TOKEN_LENGTH:

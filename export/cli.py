@@ -6,10 +6,13 @@ import argparse
 from pathlib import Path
 
 from cpmbee.cache_types import CACHE_TYPES
+from cpmbee.cli_options import OneDelta, add_generation_options, generation_options
+from cpmbee.errors import ConfigError
 from cpmbee.export.packing import BITS, BLOCK_SIZES
 from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS
 from cpmbee.export.report import ExportReport, VerificationReport
 from cpmbee.export.weights import PRECISIONS
+from cpmbee.generation_config import GenerationConfig
 from cpmbee.progress import ProgressBar
 
 
@@ -51,7 +54,12 @@ def export_main(argv: list[str]) -> int:
         metavar="FILE",
         help="JSON Lines of requests to read: make rounding errors cancel out on inputs like theirs",
     )
+    add_generation_options(parser, "defaults of generation, kept in OUT/generation_config.json")
     args = parser.parse_args(argv)
+    try:
+        defaults = GenerationConfig().updated(**generation_options(args))
+    except ConfigError as error:
+        parser.error(str(error))
     from cpmbee.export import export
 
     with ProgressBar() as progress:
@@ -69,6 +77,7 @@ def export_main(argv: list[str]) -> int:
             lora_alpha=args.lora_alpha,
             verify=not args.no_verify,
             quality=args.quality,
+            generation_config=defaults,
             overwrite=args.overwrite,
             progress=progress,
         )
@@ -127,7 +136,9 @@ def describe_verification(report: VerificationReport) -> list[str]:
 
 
 def _add_lora(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--lora", type=Path, metavar="DELTA", help="LoRA delta that is merged into the weights")
+    parser.add_argument(
+        "--lora", action=OneDelta, type=Path, metavar="DELTA", help="LoRA delta that is merged into the weights"
+    )
     parser.add_argument("--lora-alpha", type=float, metavar="ALPHA", help="its alpha, if no configuration says it")
 
 

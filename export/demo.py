@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import cpmbee
 import cpmbee.model
 from cpmbee.errors import CheckpointError
 from cpmbee.export.report import ExportReport
+from cpmbee.locale_text import use_readable_encoding
 from cpmbee.progress import ProgressBar
 
+OUT = Path("demo-model")
 REQUESTS: tuple[dict[str, Any], ...] = (
     {"input": "白发三千丈", "prompt": "转繁体", "<ans>": ""},
     {"input": "银行", "question": "行", "<ans>": ""},
@@ -40,14 +45,14 @@ def demo_checkpoint() -> Path:
 def main(argv: list[str]) -> int:
     """Run the demo; returns the exit code."""
     parser = argparse.ArgumentParser(prog="cpmbee demo", description="Export the bundled demo model and try it.")
-    parser.add_argument(
-        "--out", type=Path, default=Path("demo-model"), help="model folder to write or replace (./demo-model)"
-    )
+    parser.add_argument("--out", type=Path, default=OUT, help=f"model folder to write (./{OUT}, which is replaced)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a model folder at another place, too")
     args = parser.parse_args(argv)
     from cpmbee.export import export
 
+    use_readable_encoding(sys.stdout)
     with ProgressBar() as progress:
-        report = export(demo_checkpoint(), args.out, overwrite=True, progress=progress)
+        report = export(demo_checkpoint(), args.out, overwrite=args.overwrite or args.out == OUT, progress=progress)
     print("\n".join(_describe(report)))
     started = time.perf_counter()
     engine = cpmbee.Engine.from_pretrained(args.out)
@@ -62,8 +67,20 @@ def main(argv: list[str]) -> int:
     first = result.timings.encode + result.timings.prefill
     rate = (result.usage.completion_tokens - 1) / result.timings.decode
     print(f"\n\nfirst token after {1000 * first:.1f} ms, then {rate:,.0f} tokens/s (one request alone)")
-    print(f"now yours: cpmbee generate {args.out} '{json.dumps(REQUESTS[0], ensure_ascii=False)}'")
+    typed = json.dumps(REQUESTS[0], ensure_ascii=False)
+    print("now yours:\n  " + shlex.join([*_own_command(), "generate", str(args.out), typed]))
     return 0
+
+
+def _own_command() -> list[str]:
+    """The words that start this program, as its user can type them."""
+    script = Path(sys.argv[0])
+    if script.name == "__main__.py":
+        return [sys.executable, "-m", "cpmbee"]
+    on_path = shutil.which("cpmbee")
+    if script.name == "cpmbee" and not (on_path and script.samefile(on_path)):
+        return [sys.argv[0]]
+    return ["cpmbee"]
 
 
 def _describe(report: ExportReport) -> list[str]:

@@ -17,7 +17,7 @@ import onnx
 import cpmbee
 from cpmbee.cache_types import CACHE_TYPES, CacheType
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CheckpointError, ConfigError, DependencyError, VocabularyError
+from cpmbee.errors import CheckpointError, ConfigError, DependencyError, ExportError, VocabularyError
 from cpmbee.export.balance import Balance
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
@@ -32,9 +32,10 @@ from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
 from cpmbee.export.transcripts import read_requests
 from cpmbee.export.weights import PRECISIONS, QUANTIZED, Precision
-from cpmbee.folder import FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout
+from cpmbee.folder import DEFAULTS, FORMAT, MANIFEST, SCHEMA_VERSION, cache_layout, require_utf8
 from cpmbee.generation_config import GenerationConfig
 from cpmbee.model.tensor_names import expected_tensors
+from cpmbee.outputs import require_apart
 from cpmbee.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def export(
     lora_alpha: float | None = None,
     verify: bool = True,
     quality: str | Path | None = None,
+    generation_config: GenerationConfig | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -90,6 +92,8 @@ def export(
         verify: compare the result with the reference (`cpmbee.export.verify`).
         quality: JSON Lines of requests with their answers: verification then measures how far the export's answers
             are from those of fp32.
+        generation_config: the folder's defaults of generation, which its user may edit later; None for those of
+            `GenerationConfig`.
         overwrite: replace a model folder that an earlier export wrote to ``out``.
         progress: is told what is being done and how much of it is done, from 0 to 1.
 
@@ -97,11 +101,15 @@ def export(
         CheckpointError: the checkpoint or the delta is damaged or does not fit its configuration; names the tensor.
         ConfigError: the configuration or an option is wrong, or a file of requests has a line that is none.
         VocabularyError: no vocabulary, or one that does not fit the model.
+        ModelFolderError: the path ``out`` is not UTF-8, so that nobody could load the folder.
         ExportError: ``out`` cannot be written or must not be replaced, or verification does not hold.
         DependencyError: the checkpoint's format or the calibration needs a package that is not installed.
     """
     cache = cache or ("fp32" if precision == "fp32" else "fp16")
     _check_options(precision, block_size, head_bits, method, cache)
+    require_utf8(Path(out))
+    given = [Path(path) for path in (checkpoint, vocab, lora, calibration, quality) if isinstance(path, str | Path)]
+    require_apart([Path(out)], given, ExportError)
     if calibration is not None and (precision not in QUANTIZED or method != "search"):
         raise ConfigError(f"calibration is for int8 and int4 with method search, not for {precision} with {method}")
     if quality is not None:
@@ -127,7 +135,7 @@ def export(
         data_sha256 = _write_model(folder, planned, source.config, hashed, cache, tell)
         shutil.copyfile(vocab_file, folder / VOCABULARY_FILE)
         _write_json(folder / "config.json", {**source.config.to_dict(), "torch_dtype": _torch_dtype(source.config)})
-        _write_json(folder / "generation_config.json", GenerationConfig().to_dict())
+        _write_json(folder / DEFAULTS, (generation_config or GenerationConfig()).to_dict())
         known = {DATA_FILE: data_sha256}
         manifest = _manifest(folder, precision, quantization, cache, source, hashed.hexdigest(), known)
         _write_json(folder / MANIFEST, manifest)
@@ -201,7 +209,11 @@ def _vocabulary(source: TensorSource, vocab: str | Path | None) -> Path:
         raise VocabularyError("no vocab.txt lies beside the checkpoint; say where the vocabulary is (--vocab)")
     num_tokens = Tokenizer.from_file(path).vocab_size
     if num_tokens != source.config.vocab_size:
-        raise VocabularyError(f"{path}: has {num_tokens} tokens, the model has {source.config.vocab_size}")
+        padded = f"; if the last are padding, set vocab_size in its config.json to {num_tokens}"
+        raise VocabularyError(
+            f"{path}: has {num_tokens} tokens, the model has {source.config.vocab_size}"
+            + (padded if num_tokens < source.config.vocab_size else "")
+        )
     return path
 
 

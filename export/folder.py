@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,27 @@ from cpmbee import staging
 from cpmbee.errors import ExportError
 from cpmbee.folder import FORMAT, MANIFEST
 from cpmbee.json_file import read_json_object
+from cpmbee.outputs import FolderKind, require_replaceable
 
 REPORT = "export_report.json"
+
+
+def _require_manifest(folder: Path) -> None:
+    """Refuse a folder that no export wrote.
+
+    Raises:
+        ExportError: it has no manifest of an exported model.
+    """
+    manifest = read_json_object(folder / MANIFEST, "the manifest of an exported model", ExportError)
+    if manifest.get("format") != FORMAT:
+        raise ExportError(f"{folder / MANIFEST}: not the manifest of an exported model")
+
+
+MODEL_FOLDER = FolderKind(
+    "a folder that an export wrote",
+    re.compile(rf"(config|generation_config)\.json|vocab\.txt|model\.onnx(\.data)?|{re.escape(MANIFEST)}|{REPORT}"),
+    _require_manifest,
+)
 
 
 @contextmanager
@@ -27,10 +47,10 @@ def staged_folder(target: Path, overwrite: bool) -> Iterator[Path]:
         ExportError: something is there that must not be replaced, or the disk refuses.
     """
 
-    def require_replaceable(folder: Path) -> None:
-        _require_replaceable(folder, overwrite)
+    def replaceable(folder: Path) -> None:
+        require_replaceable(folder, MODEL_FOLDER, overwrite, ExportError)
 
-    with staging.staged_folder(target, "exporting", ExportError, require_replaceable) as folder:
+    with staging.staged_folder(target, ExportError, replaceable) as folder:
         yield folder
 
 
@@ -43,30 +63,3 @@ def require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ExportError(f"{folder.parent}: the export needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB")
-
-
-def _require_replaceable(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise ExportError(f"{target}: is a file; name a folder that does not exist yet")
-    present = {entry.name for entry in target.iterdir()}
-    if not present:
-        return
-    if not overwrite:
-        raise ExportError(f"{target}: already exists; choose another folder, or overwrite it (--overwrite)")
-    own = _own_files(target)
-    if own is None:
-        raise ExportError(f"{target}: is not a folder that an export wrote, so it is not overwritten")
-    if foreign := sorted(present - own):
-        raise ExportError(f"{target}: holds {foreign[0]}, which no export wrote, so it is not overwritten")
-
-
-def _own_files(folder: Path) -> set[str] | None:
-    """Names of what an export wrote to ``folder``, or None where none did."""
-    try:
-        manifest = read_json_object(folder / MANIFEST, "the manifest of an exported model", ExportError)
-    except ExportError:
-        return None
-    files = manifest.get("files")
-    return {MANIFEST, REPORT, *files} if manifest.get("format") == FORMAT and isinstance(files, dict) else None

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from cpmbee import native
 from cpmbee.cache_types import CacheArrays
 from cpmbee.export.probes import GraphInputs
+from cpmbee.machine import physical_cores
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 
 class OnnxModel:
@@ -25,7 +32,7 @@ class OnnxModel:
         model: ``model.onnx``, its data file beside it.
         cache_rows: rows of the cache, row 0 (scratch) not counted.
         use_native: with the native kernels, or with the function bodies in the file.
-        num_threads: of one run; 0 lets ONNX Runtime decide.
+        num_threads: of one run; 0 takes one for each physical core.
         level: how far ONNX Runtime optimizes the graph.
     """
 
@@ -40,7 +47,7 @@ class OnnxModel:
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
-        options.intra_op_num_threads = num_threads
+        options.intra_op_num_threads = num_threads or physical_cores()
         options.log_severity_level = 3
         if use_native:
             native.register(options)

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
 from cpmbee import native
 from cpmbee.export.probes import GraphInputs
+from cpmbee.machine import physical_cores
+from cpmbee.onnxruntime_import import import_onnxruntime
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+else:
+    ort = import_onnxruntime()
 
 Array = NDArray[Any]
 
 PIECE_BYTES = 64 << 20  # of stored weights; function bodies make some four copies of a piece while it is loaded
-SMALL_BYTES = 64 << 20  # of all stored weights
+SMALL_BYTES = 64 << 20  # of all stored weights: threads then lose more in waiting than they gain
 OUTPUT = "logits"
 
 
@@ -136,9 +142,9 @@ class PiecewiseModel:
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
+        small = sum(array.nbytes for array in self._weights.values()) < SMALL_BYTES
+        options.intra_op_num_threads = 1 if small else physical_cores()
         options.log_severity_level = 3
-        if sum(array.nbytes for array in self._weights.values()) < SMALL_BYTES:
-            options.intra_op_num_threads = 1  # threads of small models lose more in waiting than they gain
         if self._use_native:
             native.register(options)
         return options

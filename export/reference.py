@@ -8,9 +8,8 @@ from contextlib import contextmanager
 import torch
 
 from cpmbee.model import CpmBee
+from cpmbee.model.torch_threads import suited_threads, torch_threads
 from cpmbee.runner import Backend, Runner
-
-_ONE_THREAD_PARAMETERS = 20_000_000  # smaller models run the verification's few tokens in one thread
 
 
 class ReferenceBackend(Backend):
@@ -25,6 +24,7 @@ class ReferenceBackend(Backend):
         self.model = model.eval()
         self.config = model.config
         self.cache_rows = cache_rows
+        self.num_threads = suited_threads(sum(parameter.numel() for parameter in model.parameters()))
         shape = (cache_rows + 1, self.config.num_attention_heads, self.config.dim_head)
         dtype = model.input_embedding.weight.dtype
         self.cache = [
@@ -34,14 +34,8 @@ class ReferenceBackend(Backend):
     @contextmanager
     def runner(self) -> Iterator[Runner]:
         """A runner; the reference is for one thread of the caller."""
-        threads = torch.get_num_threads()
-        # Products this small cost less than torch's threads take to meet, on busy cores by a factor of ten.
-        small = sum(parameter.numel() for parameter in self.model.parameters()) < _ONE_THREAD_PARAMETERS
-        torch.set_num_threads(1 if small else threads)
-        try:
+        with torch_threads(self.num_threads):
             yield ReferenceRunner(self)
-        finally:
-            torch.set_num_threads(threads)
 
 
 class ReferenceRunner(Runner):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,8 +21,7 @@ from cpmbee.export.weights import Precision
 from cpmbee.model.cpmbee import CpmBee, ExtendedEmbedding
 from cpmbee.model.layers import BucketedBias, Layer, RMSNorm
 from cpmbee.model.tensor_names import EMBEDDING, is_linear
-
-SMALL_MODEL_BYTES = 256 << 20
+from cpmbee.model.torch_threads import suited_threads, torch_threads
 
 Module = TypeVar("Module", bound=nn.Module)
 Progress = Callable[[str, float], None]
@@ -45,16 +44,9 @@ class ReferenceModel:
         return logits
 
 
-@contextmanager
-def few_threads(config: ModelConfig) -> Iterator[None]:
+def few_threads(config: ModelConfig) -> AbstractContextManager[None]:
     """Let torch compute a small model on one thread: its many small steps lose more in waiting than they gain."""
-    before = torch.get_num_threads()
-    if fp32_bytes(config) < SMALL_MODEL_BYTES:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    return torch_threads(suited_threads(fp32_bytes(config) // 4))
 
 
 def load_reference(source: TensorSource, precision: Precision) -> CpmBee:

@@ -64,10 +64,8 @@ class CheckpointSource:
         return array
 
     def originals(self, name: str) -> tuple[Array, ...]:
-        """The tensor as stored and, where it has a delta, its factors and their scale."""
-        factors = self._lora.factors.get(name) if self._lora is not None else None
-        parts = () if factors is None else (factors.a, factors.b, np.array([factors.scale]))
-        return (self._checkpoint.read(name), *parts)
+        """The tensor as stored, and what a delta adds to it."""
+        return (self._checkpoint.read(name), *(() if self._lora is None else self._lora.parts(name)))
 
 
 class LiveSource:

@@ -6,7 +6,6 @@ whatever they would have written themselves.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,10 @@ from numpy.typing import NDArray
 from cpmbee.config import ModelConfig
 from cpmbee.errors import ConfigError, CpmBeeError, PromptError
 from cpmbee.export.probes import GraphInputs
-from cpmbee.json_file import NOT_JSON
+from cpmbee.json_file import parse_json
+from cpmbee.jsonl import numbered_lines
 from cpmbee.prompt import Prompt, encode_prompt
+from cpmbee.regular_file import open_regular
 from cpmbee.relation import RelationBuilder, TokenLayout
 from cpmbee.tokenizer import Tokenizer
 
@@ -54,23 +55,13 @@ def read_requests(path: str | Path) -> list[dict[str, Any]]:
         ConfigError: the file cannot be read, has no requests, or has a line that is none; names the line.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # and at no other line end: texts may hold those
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: cannot be read (not UTF-8)") from None
     requests = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            request = json.loads(line)
-        except NOT_JSON as error:
-            raise ConfigError(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(request, dict) or ANSWER not in request:
-            raise ConfigError(f'{path}, line {number}: not a request, an object with the key "{ANSWER}"')
-        requests.append(request)
+    with open_regular(path, "requests", ConfigError) as file:
+        for number, line in numbered_lines(file, str(path), ConfigError):
+            request = parse_json(line, f"{path}, line {number}", ConfigError)
+            if not isinstance(request, dict) or ANSWER not in request:
+                raise ConfigError(f'{path}, line {number}: not a request, an object with the key "{ANSWER}"')
+            requests.append(request)
     if not requests:
         raise ConfigError(f"{path}: has no requests")
     return requests

@@ -16,6 +16,7 @@ import copy
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -43,6 +44,7 @@ from cpmbee.export.transcripts import Transcript, read_transcripts
 from cpmbee.export.weights import Precision
 from cpmbee.folder import MANIFEST, ModelFolder, open_folder
 from cpmbee.model.tensor_names import expected_tensors
+from cpmbee.onnxruntime_import import import_onnxruntime
 from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer
 
@@ -145,9 +147,16 @@ def examine(
     if not all(check.passed for check in checks):
         return VerificationReport(tuple(checks), ("nothing else was compared",), time.perf_counter() - started)
     checks += weights
+    reason = subject.why_no_bodies
+    if reason and find_spec("torch") is None:
+        nothing = f"nothing else was compared: torch is not installed, and {reason}"
+        return VerificationReport(tuple(checks), (nothing,), time.perf_counter() - started)
     tell("running the reference", 0.1)
     expected, notes = _expect(subject, truth, tell)
     kinds = [FUNCTIONS] if expected.by != FUNCTIONS else []
+    if reason:
+        kinds = []
+        notes.append(f"function bodies not compared: {reason}")
     if native.library_path() is None:
         notes.append("native kernels not compared: the op library is not built, or CPMBEE_NATIVE=0 switches it off")
     else:
@@ -164,11 +173,12 @@ def examine(
         tell(f"running the {kind}", (n + 1) / (len(kinds) + 1))
         checks += _compare(subject, expected, rounded, kind)
     measured = None
-    if transcripts and expected.by == REFERENCE:
+    if transcripts and expected.by == REFERENCE and kinds:
         tell("measuring quality", 0.0)
         measured = _measure(subject, source, transcripts, tell)
     elif transcripts:
-        notes.append("quality not measured: torch is not installed")
+        why = "nothing here runs the model" if expected.by == REFERENCE else "torch is not installed"
+        notes.append(f"quality not measured: {why}")
     tell("verified", 1.0)
     return VerificationReport(tuple(checks), tuple(notes), time.perf_counter() - started, measured)
 
@@ -196,6 +206,11 @@ class _Subject:
         """Fresh probes; recording writes tokens into them."""
         requests = self.requests[:FEW_REQUESTS] if self.frugal else self._all
         return make_probes(requests, self._tokenizer, self.model.config, STEPS)
+
+    @property
+    def why_no_bodies(self) -> str | None:
+        """Why the function bodies cannot run here, if so."""
+        return native.why_no_bodies(self.model.precision.values(), import_onnxruntime().__version__)
 
     @property
     def _threads(self) -> int:
@@ -273,7 +288,7 @@ def _expect(subject: _Subject, source: TensorSource, tell: Progress) -> tuple[_E
         )
     try:
         import torch  # noqa: F401
-    except ImportError:
+    except ModuleNotFoundError:
         notes.insert(0, "PyTorch reference not run: torch is not installed")
         plans = subject.few(plan(subject.probes(), STEPS))
         by = EXACT if subject.rounds else FUNCTIONS

@@ -1,11 +1,12 @@
-"""Opening a trained checkpoint of any dialect, format and number of files; torch is needed for ``.bin``/``.pt`` only.
+"""Opening a trained checkpoint of any dialect, format and number of files; torch is not needed.
 
 A checkpoint that opens is complete: every tensor of its configuration is there, once, in the right shape, and nothing
-else is.
+else is. Only the embedding may have more rows than the vocabulary: some frameworks pad it to a round number.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +18,15 @@ from cpmbee.json_file import read_json_object
 from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.model.saving import save_checkpoint
 from cpmbee.model.tensor_files import Array, TensorFile, needs_torch, numpy_dtype, open_tensor_file
-from cpmbee.model.tensor_names import EMBEDDING, TIED_HEAD, canonical_name, expected_tensors, listed
+from cpmbee.model.tensor_names import EMBEDDING, TIED_HEAD, canonical_name, expected_tensors, listed, wrapper_prefix
+from cpmbee.staging import recover
 
 if TYPE_CHECKING:
     import torch
 
     from cpmbee.model.cpmbee import CpmBee
+
+logger = logging.getLogger("cpmbee.model")
 
 __all__ = ["Checkpoint", "load_model", "open_checkpoint", "save_checkpoint"]
 
@@ -35,7 +39,9 @@ _STANDARD_NAMES = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
+_EXPORTED = ("engine.json", "model.onnx")  # what an exported folder has in the place of weights
 _VOCABULARY_NAMES = ("vocab.txt", "vocabs/bee.txt", "bee.txt")
+_MAX_TENSORS = 1 << 16
 _NAME_BYTES = 255  # of a file, on any system
 _ROWS = 4096  # of the tied head compared at a time
 
@@ -56,9 +62,10 @@ class Checkpoint:
         self.vocab_file = vocab_file
         self.files = [file.path for file in files]
         self._home: dict[str, tuple[TensorFile, str]] = {}  # canonical name -> file, name in the file
+        prefix = wrapper_prefix([name for file in files for name in file.names()])
         for file in files:
             for name in file.names():
-                canonical = canonical_name(name)
+                canonical = canonical_name(name.removeprefix(prefix))
                 if canonical in self._home:
                     raise CheckpointError(f"{file.path}: {name} is there twice")
                 self._home[canonical] = (file, name)
@@ -74,7 +81,7 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor."""
         file, stored = self._home[name]
-        return file.shape(stored)
+        return self._without_padding(name, file.shape(stored))
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """NumPy dtype of one tensor: float32, float16 or ``ml_dtypes.bfloat16``."""
@@ -84,7 +91,12 @@ class Checkpoint:
     def read(self, name: str) -> Array:
         """One tensor in the checkpoint's own dtype, usually a map of the file: do not keep more than needed."""
         file, stored = self._home[name]
-        return file.read(stored)
+        array = file.read(stored)
+        return array[: self.config.vocab_size] if name == EMBEDDING else array
+
+    def _without_padding(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape as the model has it, for the embedding's may have rows that belong to no token."""
+        return (min(shape[0], self.config.vocab_size), *shape[1:]) if name == EMBEDDING and shape else shape
 
     def _check_shapes(self) -> None:
         expected = expected_tensors(self.config)
@@ -93,15 +105,21 @@ class Checkpoint:
             if name not in self._home:
                 problems.append(f"missing {name}")
             elif self.shape(name) != shape:
-                problems.append(f"{name} has shape {self.shape(name)}, expected {shape}")
+                file, stored = self._home[name]
+                problems.append(f"{name} has shape {file.shape(stored)}, expected {shape}")
         problems += [f"unexpected {self._home[name][1]}" for name in self._home if name not in expected]
         if problems:
             raise CheckpointError(f"{self.path}: does not fit its configuration: {listed(problems)}")
+        file, stored = self._home[EMBEDDING]
+        if padding := file.shape(stored)[0] - self.config.vocab_size:
+            logger.warning("%s: left out the embedding's last %d rows, which belong to no token", self.path, padding)
 
     def _check_tied(self, file: TensorFile, stored: str) -> None:
         """The model has no output head of its own, so one that differs from the embedding cannot be honoured."""
-        if file.shape(stored) == self.shape(EMBEDDING) and numpy_dtype(file.dtype(stored)) == self.dtype(EMBEDDING):
-            head, embedding = file.read(stored), self.read(EMBEDDING)
+        embedding = self.read(EMBEDDING)
+        shape = self._without_padding(EMBEDDING, file.shape(stored))
+        if shape == embedding.shape and numpy_dtype(file.dtype(stored)) == embedding.dtype:
+            head = file.read(stored)[: len(embedding)]
             bits = f"u{head.dtype.itemsize}"
             if all(
                 np.array_equal(head[i : i + _ROWS].view(bits), embedding[i : i + _ROWS].view(bits))
@@ -122,12 +140,18 @@ def open_checkpoint(path: str | Path, config: ModelConfig | None = None) -> Chec
     Raises:
         CheckpointError: nothing to open, a damaged file, or a missing, extra or misshapen tensor; names it.
         ConfigError: ``config.json`` is missing or wrong.
-        DependencyError: the package that reads the format is not installed.
     """
     path = Path(path)
-    weights = _find_weights(path) if path.is_dir() else path
-    if not weights.is_file():
+    try:
+        recover(path)
+        weights = _find_weights(path) if path.is_dir() else path
+        missing = not weights.exists()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be opened ({error.strerror})") from None
+    if missing:
         raise CheckpointError(f"{path}: no such file or folder")
+    if weights.name in _EXPORTED:
+        raise _exported(path)
     folder = weights.parent
     if config is None:
         config = ModelConfig.from_file(folder / CONFIG_NAME)
@@ -158,11 +182,13 @@ def load_model(
     Raises:
         CheckpointError: as in `open_checkpoint` and `cpmbee.model.lora.read_lora`.
         ConfigError: ``config.json`` is missing or wrong.
-        DependencyError: torch or the package that reads the format is not installed.
+        DependencyError: torch is not installed.
     """
     try:
         from cpmbee.model.loading import model_from_checkpoint
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         raise needs_torch(f"{path}: loading it as a model") from None
 
     checkpoint = open_checkpoint(path)
@@ -177,10 +203,18 @@ def _find_weights(folder: Path) -> Path:
     found = [file for file in sorted(folder.iterdir()) if file.name.endswith((*WEIGHT_SUFFIXES, INDEX_SUFFIX))]
     if len(found) == 1:
         return found[0]
+    if (folder / _EXPORTED[0]).is_file():
+        raise _exported(folder)
     if found:
         names = listed([file.name for file in found])
         raise CheckpointError(f"{folder}: several weight files ({names}); name the one to open")
     raise CheckpointError(f"{folder}: no weights ({', '.join(_STANDARD_NAMES)} or one other weight file)")
+
+
+def _exported(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: this is a model that cpmbee export wrote, not a checkpoint; name the checkpoint it was exported from"
+    )
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -188,6 +222,8 @@ def _read_index(path: Path) -> dict[str, str]:
     weight_map = read_json_object(path, "the index of a sharded checkpoint", CheckpointError).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: weight_map must be an object that names the shard of each tensor")
+    if len(weight_map) > _MAX_TENSORS:
+        raise CheckpointError(f"{path}: names {len(weight_map)} tensors; a checkpoint has at most {_MAX_TENSORS}")
     for name, shard in weight_map.items():
         # A plain file name: no separator of any system, no drive, not the folder itself.
         plain = isinstance(shard, str) and not set(shard) & set("/\\:\0") and shard not in ("", ".", "..")

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from cpmbee.config import PHASE_BASE, ModelConfig
+from cpmbee.errors import ConfigError
 from cpmbee.model.layers import AttentionBias, BucketedBias, KeyValue, Layer, RMSNorm
 
 IGNORE_INDEX = -100  # target of a position that does not count in the loss
@@ -133,13 +134,13 @@ class CpmBee(nn.Module):
             use_cache: return keys and values for later calls; training does without.
 
         Raises:
-            ValueError: the shapes do not fit together.
+            ConfigError: the shapes do not fit together.
         """
         _check_shapes(self.config, input_ids, input_subs, relation, past_key_values)
         if (ext_ids is None) != (ext_subs is None):
-            raise ValueError("ext_ids and ext_subs must be given together")
+            raise ConfigError("ext_ids and ext_subs must be given together")
         if past_key_values is not None and not use_cache:
-            raise ValueError("past_key_values can only be continued with use_cache")
+            raise ConfigError("past_key_values can only be continued with use_cache")
         h = self.input_embedding(input_ids, input_subs)
         h, presents = self.encoder(h, self.position_bias(relation), past_key_values, use_cache)
         selected = h
@@ -189,15 +190,15 @@ def _check_shapes(
     """Refuse what would otherwise broadcast or index silently into a wrong result."""
     batch, queries = input_ids.shape
     if input_subs.shape != input_ids.shape:
-        raise ValueError(f"input_subs {tuple(input_subs.shape)} must have the shape of input_ids {batch, queries}")
+        raise ConfigError(f"input_subs {tuple(input_subs.shape)} must have the shape of input_ids {batch, queries}")
     past = 0
     if past_key_values is not None:
         kept = len(config.attention_layers)
         if len(past_key_values) != kept:
-            raise ValueError(f"past_key_values has {len(past_key_values)} layers, the model {kept} with attention")
+            raise ConfigError(f"past_key_values has {len(past_key_values)} layers, the model {kept} with attention")
         past = past_key_values[0][0].shape[2] if kept else relation.shape[2] - queries
     if relation.shape != (batch, queries, past + queries):
-        raise ValueError(
+        raise ConfigError(
             f"relation has shape {tuple(relation.shape)}, expected {batch, queries, past + queries}: "
             f"{queries} queries after {past} cached tokens"
         )

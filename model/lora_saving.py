@@ -10,21 +10,49 @@ layer's scale, adds ``alpha / r * B A`` and is wrong for this model; unmerged, P
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from cpmbee import staging
-from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.errors import CheckpointError
+from cpmbee.json_file import read_json_object
 from cpmbee.model.lora import LoraDelta
-from cpmbee.model.tensor_files import Array, needs_torch
+from cpmbee.model.tensor_files import Array
 from cpmbee.model.tensor_names import HUGGINGFACE_PREFIX
+from cpmbee.model.tensor_writing import write_arrays
+from cpmbee.outputs import FolderKind, require_replaceable
+from cpmbee.staging import staged_folder
 
 DeltaDialect = Literal["original", "peft"]
 _FILES = {
     "original": ("pytorch_model.bin", "config.json"),
     "peft": ("adapter_model.safetensors", "adapter_config.json"),
+}
+
+
+def _require_type(file: Path, field: str, value: str) -> None:
+    """Refuse a configuration that is not one of ours.
+
+    Raises:
+        CheckpointError: it cannot be read, or says something else.
+    """
+    if read_json_object(file, "the configuration of a delta", CheckpointError).get(field) != value:
+        raise CheckpointError(f"{file}: {field} is not {value}")
+
+
+DELTAS = {
+    "original": FolderKind(
+        "a LoRA delta",
+        re.compile(r"pytorch_model\.bin|config\.json"),
+        lambda folder: _require_type(folder / "config.json", "delta_type", "lora"),
+    ),
+    "peft": FolderKind(
+        "a PEFT adapter",
+        re.compile(r"adapter_model\.safetensors|adapter_config\.json"),
+        lambda folder: _require_type(folder / "adapter_config.json", "peft_type", "LORA"),
+    ),
 }
 
 
@@ -57,6 +85,8 @@ def save_lora(
     if dialect not in _FILES:
         raise CheckpointError(f"{folder}: no dialect {dialect!r} of deltas; there are {', '.join(_FILES)}")
     weights, config = _FILES[dialect]
+    if not delta.plain:
+        raise CheckpointError(f"{folder}: only plain LoRA can be saved; merge a delta with DoRA or whole modules")
     kinds = {(factors.a.shape[0], factors.scale) for factors in delta.factors.values()}
     if len(kinds) != 1:
         raise CheckpointError(f"{folder}: a delta whose layers differ in rank or scale cannot be saved")
@@ -71,13 +101,11 @@ def save_lora(
     options = {"original": _opendelta_options, "peft": _peft_options}[dialect]
     values = options(rank, alpha, dropout, _modules(delta), base_model)
 
-    def require_replaceable(target: Path) -> None:
-        if target.exists() and any(target.iterdir()) and not (overwrite and (target / weights).is_file()):
-            reason = "holds something else than such a delta" if overwrite else "not overwritten"
-            raise CheckpointError(f"{target}: exists already; {reason}")
+    def replaceable(target: Path) -> None:
+        require_replaceable(target, DELTAS[dialect], overwrite, CheckpointError)
 
-    with staging.staged_folder(folder, "saving", CheckpointError, require_replaceable) as partial:
-        _write_tensors(tensors, partial / weights)
+    with staged_folder(folder, CheckpointError, replaceable) as partial:
+        write_arrays(tensors, partial / weights)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         (partial / config).write_text(text, encoding="utf-8")
         (partial / weights).chmod((partial / config).stat().st_mode)  # safetensors lets only the owner read
@@ -124,18 +152,3 @@ def _peft_options(
         "use_dora": False,
         "inference_mode": True,
     }
-
-
-def _write_tensors(tensors: dict[str, Array], file: Path) -> None:
-    if file.suffix == ".safetensors":
-        try:
-            from safetensors.numpy import save_file
-        except ImportError:
-            raise DependencyError('writing safetensors needs safetensors: pip install "cpmbee[torch]"') from None
-        save_file(tensors, file, metadata={"format": "pt"})
-        return
-    try:
-        import torch
-    except ModuleNotFoundError:
-        raise needs_torch(f"{file}: writing it") from None
-    torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, file)

@@ -11,6 +11,7 @@ from cpmbee.model.checkpoint import Checkpoint
 from cpmbee.model.loading import tensor_from_array
 from cpmbee.model.lora import LoraDelta
 from cpmbee.model.saving import Dialect, FileFormat, save_tensors
+from cpmbee.outputs import require_apart
 
 
 def merge_checkpoint(
@@ -39,11 +40,14 @@ def merge_checkpoint(
         overwrite: likewise.
 
     Returns:
-        How many matrices were changed.
+        How many tensors were changed.
 
     Raises:
-        CheckpointError: the delta does not fit the model, a sum is too large for the dtype, or the folder exists.
+        CheckpointError: the delta does not fit the model, a sum is too large for the dtype, or the folder exists or
+            holds what is merged.
     """
+    folder = Path(folder)
+    require_apart([folder], [checkpoint.path, *checkpoint.files, delta.path], CheckpointError)
     delta.check(checkpoint.config)
     dtypes = {name: dtype or getattr(torch, checkpoint.dtype(name).name) for name in checkpoint.names()}
 
@@ -56,4 +60,4 @@ def merge_checkpoint(
     save_tensors(
         checkpoint.config, dtypes, read, folder, dialect, file_format, max_shard_bytes, checkpoint.vocab_file, overwrite
     )
-    return len(delta.factors)
+    return len(delta.factors) + len(delta.replaced)

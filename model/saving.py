@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cpmbee import staging
 from cpmbee.config import ModelConfig
-from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.errors import CheckpointError
 from cpmbee.model.tensor_names import EMBEDDING, HUGGINGFACE_PREFIX, expected_tensors
+from cpmbee.model.tensor_writing import write_tensors
+from cpmbee.outputs import FolderKind, require_replaceable
+from cpmbee.staging import staged_folder
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +26,14 @@ Dialect = Literal["huggingface", "original"]
 FileFormat = Literal["safetensors", "bin"]
 
 _STEM = {"safetensors": "model", "bin": "pytorch_model"}
+_WEIGHTS = "|".join(
+    rf"{stem}(-\d{{5,}}-of-\d{{5,}})?\.{suffix}|{stem}\.{suffix}\.index\.json" for suffix, stem in _STEM.items()
+)
+CHECKPOINT = FolderKind(
+    "a checkpoint",
+    re.compile(rf"config\.json|vocab\.txt|{_WEIGHTS}"),
+    lambda folder: ModelConfig.from_file(folder / "config.json"),
+)
 
 
 def save_checkpoint(
@@ -46,7 +57,7 @@ def save_checkpoint(
         file_format: ``safetensors``, or ``bin`` for ``torch.save``.
         max_shard_bytes: a file holds no more, except that a tensor is never split.
         vocab_file: copied to ``vocab.txt`` in the folder.
-        overwrite: replace an existing folder and everything in it, if it is a checkpoint (has a ``config.json``).
+        overwrite: replace an existing checkpoint; a folder that holds anything else is never replaced.
 
     Raises:
         CheckpointError: the folder exists or cannot be written, or an unknown option.
@@ -102,12 +113,10 @@ def save_tensors(
             "huggingface and original, formats safetensors and bin"
         )
 
-    def require_replaceable(target: Path) -> None:
-        if target.exists() and not (overwrite and (target / "config.json").is_file()):
-            reason = "not a checkpoint" if overwrite else "not overwritten"
-            raise CheckpointError(f"{target}: exists already; {reason}")
+    def replaceable(target: Path) -> None:
+        require_replaceable(target, CHECKPOINT, overwrite, CheckpointError)
 
-    with staging.staged_folder(folder, "saving", CheckpointError, require_replaceable) as partial:
+    with staged_folder(folder, CheckpointError, replaceable) as partial:
         _write_weights(config, dtypes, read, partial, dialect, file_format, max_shard_bytes)
         _write_config(config, dtypes[EMBEDDING], partial, dialect)
         if vocab_file is not None:
@@ -155,18 +164,8 @@ def _split(sizes: dict[str, int], max_bytes: int) -> list[list[str]]:
 
 
 def _write_shard(given: dict[str, torch.Tensor], file: Path) -> None:
-    import torch
-
     # A copy on the CPU that owns exactly its elements: torch.save would write the whole storage behind a view.
-    tensors = {name: tensor.cpu().clone().contiguous() for name, tensor in given.items()}
-    if file.suffix == ".bin":
-        torch.save(tensors, file)
-        return
-    try:
-        from safetensors.torch import save_file
-    except ImportError:
-        raise DependencyError('writing safetensors needs safetensors: pip install "cpmbee[torch]"') from None
-    save_file(tensors, file, metadata={"format": "pt"})
+    write_tensors({name: tensor.cpu().clone().contiguous() for name, tensor in given.items()}, file)
 
 
 def _write_config(config: ModelConfig, dtype: torch.dtype, folder: Path, dialect: Dialect) -> None:

@@ -6,9 +6,12 @@ as ``lm_head.weight``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cpmbee.config import ModelConfig
 
 HUGGINGFACE_PREFIX = "cpmbee."
+WRAPPER_PREFIXES = ("module.", "_orig_mod.", "model.")  # of data parallelism, `torch.compile` and training scripts
 TIED_HEAD = "lm_head.weight"
 EMBEDDING = "input_embedding.weight"
 BIAS_TABLE = "position_bias.relative_attention_bias"
@@ -19,6 +22,19 @@ _LISTED = 5  # problems an error spells out; the rest are counted
 def canonical_name(name: str) -> str:
     """The research code's name of a tensor of either dialect."""
     return name.removeprefix(HUGGINGFACE_PREFIX)
+
+
+def wrapper_prefix(names: Sequence[str]) -> str:
+    """What wrappers of a model put before the names of all its tensors, in any order; empty where some lack it."""
+    prefix = ""
+    while names:
+        for added in WRAPPER_PREFIXES:
+            if all(name.startswith(prefix + added) for name in names):
+                prefix += added
+                break
+        else:
+            break
+    return prefix
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -53,4 +69,4 @@ def is_linear(name: str, shape: tuple[int, ...]) -> bool:
 def listed(problems: list[str]) -> str:
     """The first few problems, and how many more there are."""
     more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    return " ".join("; ".join(problems[:_LISTED]).split()) + more  # names of tensors may hold anything, even newlines
+    return "; ".join(problems[:_LISTED]) + more

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cpmbee.onnxruntime_import import switch_off_telemetry
 from tests.golden import DATA, GOLDEN
+
+switch_off_telemetry()  # before a test file imports ONNX Runtime
 
 
 @pytest.fixture(scope="session")

@@ -158,15 +158,15 @@ def collate(
     """Lay out packed rows as one batch.
 
     Args:
-        rows: the samples of each row.
+        rows: the samples of each row; a row without any is blank, all padding.
         tokenizer: the vocabulary the samples were encoded with.
-        row_length: T; None takes the longest row's length.
+        row_length: T; None takes the longest row's length, at least 1.
 
     Raises:
         ValueError: a row is longer than ``row_length``.
     """
     used = [sum(map(len, row)) for row in rows]
-    width = max(used) if row_length is None else row_length
+    width = max(1, *used) if row_length is None else row_length
     if max(used) > width:
         raise ValueError(f"a row has {max(used)} tokens, more than row_length {width}")
     rel_width = max(sum(len(sample.segment_rel) for sample in row) for row in rows)

@@ -10,9 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from cpmbee.cli_options import OneDelta
 from cpmbee.engine import Engine
 from cpmbee.errors import ConfigError
+from cpmbee.outputs import require_apart, with_folders
 from cpmbee.progress import ProgressBar
+from cpmbee.staging import staged_file
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.arguments import add_task_fields, not_negative, positive, task_fields
 from cpmbee.train.evaluation import predict
@@ -42,6 +45,8 @@ def main(argv: list[str]) -> int:
     for path in (arguments.output, arguments.predictions):
         if path is not None and not path.parent.is_dir():  # now, not when everything has been computed
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
+    given = (arguments.file, arguments.examples, arguments.vocab, *with_folders((arguments.model, arguments.lora)))
+    require_apart((arguments.output, arguments.predictions), given)
     records = open_records(arguments.file)
     fields = task_fields(arguments)
     solved = None if arguments.examples is None else open_records(arguments.examples)
@@ -62,7 +67,7 @@ def main(argv: list[str]) -> int:
         progress = stack.enter_context(ProgressBar())
         out = None
         if arguments.predictions is not None:
-            out = stack.enter_context(arguments.predictions.open("w", encoding="utf-8"))
+            out = stack.enter_context(staged_file(arguments.predictions))
         for prediction in predict(engine, tasks, metrics, arguments.max_new_tokens, [shot.request for shot in shots]):
             predictions.append(prediction)
             if out is not None:
@@ -78,7 +83,8 @@ def main(argv: list[str]) -> int:
     }
     text = json.dumps(report, indent=2, ensure_ascii=False)
     if arguments.output is not None:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+        with staged_file(arguments.output) as file:
+            file.write(text + "\n")
     print(text)
     return 0
 
@@ -94,8 +100,6 @@ def open_engine(arguments: argparse.Namespace) -> tuple[Engine, str]:
         return Engine.from_pretrained(
             model, num_threads=arguments.threads, cache_tokens=arguments.cache_tokens
         ), "engine"
-    import torch
-
     from cpmbee.model import load_model, open_checkpoint
     from cpmbee.train.processes import Processes
     from cpmbee.train.torch_backend import TorchBackend
@@ -103,11 +107,9 @@ def open_engine(arguments: argparse.Namespace) -> tuple[Engine, str]:
     vocabulary = arguments.vocab or open_checkpoint(model).vocab_file
     if vocabulary is None:
         raise ConfigError(f"{model}: no vocabulary beside the checkpoint; name one with --vocab")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     device = Processes.current().device(arguments.device)
     loaded = load_model(model, lora=arguments.lora, lora_alpha=arguments.lora_alpha, device=device)
-    backend = TorchBackend(loaded, arguments.cache_tokens or 8192)
+    backend = TorchBackend(loaded, arguments.cache_tokens or 8192, arguments.threads)
     return Engine(backend, Tokenizer.from_file(vocabulary)), "torch"
 
 
@@ -137,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("checkpoints")
     add = group.add_argument
     add("--vocab", type=Path, metavar="FILE", help="vocabulary, if none lies beside the checkpoint")
-    add("--lora", type=Path, metavar="DELTA", help="LoRA delta to merge")
+    add("--lora", action=OneDelta, type=Path, metavar="DELTA", help="LoRA delta to merge")
     add("--lora-alpha", type=float, metavar="ALPHA", help="its alpha, if no configuration says it")
     add("--device", default="cpu", help="such as cpu or cuda (cpu)")
     return parser

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
+from cpmbee.cli_options import OneDelta
+from cpmbee.model import open_checkpoint
 from cpmbee.model.lora import LoraDelta, read_lora
 from cpmbee.train.arguments import above_zero, add_task_fields, not_negative, positive, task_fields
 from cpmbee.train.finetune import FinetuneConfig, finetune
+from cpmbee.train.finetune_plan import default_learning_rate
 from cpmbee.train.lora import ALL_LINEAR, LoraConfig
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.predictions import METRICS
@@ -22,7 +23,6 @@ A record is a request with its right answer under "<ans>", one JSON object a lin
 and OUT/adapter go to cpmbee export --lora or cpmbee merge, or on in training with --lora. On several GPUs:
   torchrun --nproc-per-node N --no-python cpmbee finetune ...
 """
-DEFAULT_EPOCHS = 3
 
 
 def main(argv: list[str]) -> int:
@@ -34,8 +34,6 @@ def main(argv: list[str]) -> int:
             parser.error("--lora goes on with the rank and the layers of its delta: leave --lora-rank and --target out")
     elif arguments.lora_rank is None and (arguments.target or arguments.lora_alpha or arguments.lora_dropout):
         parser.error("--target, --lora-alpha and --lora-dropout need --lora-rank")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     with process_group():
         with training_progress() as on_step:
             delta = None if arguments.lora is None else read_lora(arguments.lora, arguments.lora_alpha)
@@ -71,7 +69,8 @@ def _config(arguments: argparse.Namespace, delta: LoraDelta | None) -> FinetuneC
         lora = LoraConfig(arguments.lora_rank, alpha, targets, arguments.lora_dropout)
     trainer = TrainerConfig(
         steps=arguments.steps or 1,
-        learning_rate=arguments.learning_rate,
+        learning_rate=arguments.learning_rate
+        or default_learning_rate(open_checkpoint(arguments.checkpoint).config.hidden_size),
         warmup=arguments.warmup,
         schedule=arguments.schedule,
         weight_decay=arguments.weight_decay,
@@ -86,7 +85,7 @@ def _config(arguments: argparse.Namespace, delta: LoraDelta | None) -> FinetuneC
     )
     return FinetuneConfig(
         trainer=trainer,
-        epochs=None if arguments.steps else arguments.epochs,
+        epochs=arguments.epochs or (None if arguments.steps else "auto"),
         lora=lora,
         row_length=arguments.row_length,
         batch_rows=arguments.batch_rows,
@@ -94,6 +93,7 @@ def _config(arguments: argparse.Namespace, delta: LoraDelta | None) -> FinetuneC
         metric=arguments.metric,
         seed=arguments.seed,
         dialect=arguments.dialect,
+        threads=arguments.threads,
     )
 
 
@@ -116,7 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("LoRA")
     add = group.add_argument
     add("--lora-rank", type=positive, metavar="R", help="train adapters of this rank instead of the whole model")
-    add("--lora", type=Path, metavar="DELTA", help="go on from these adapters, an OpenDelta delta or a PEFT adapter")
+    add(
+        "--lora",
+        action=OneDelta,
+        type=Path,
+        metavar="DELTA",
+        help="go on from these adapters, OpenDelta's or PEFT's",
+    )
     add(
         "--lora-alpha",
         type=above_zero,
@@ -132,24 +138,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     group = parser.add_argument_group("training")
     add = group.add_argument
-    add("--epochs", type=positive, default=DEFAULT_EPOCHS, metavar="N", help=f"rounds of the data ({DEFAULT_EPOCHS})")
-    add("--steps", type=positive, metavar="N", help="optimizer steps, instead of epochs")
-    add("--learning-rate", type=above_zero, default=1e-3, metavar="X", help="its peak (0.001)")
+    length = group.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=positive, metavar="N", help="rounds of the data (3, or what makes 400 steps)")
+    length.add_argument("--steps", type=positive, metavar="N", help="optimizer steps, instead of epochs")
+    add("--learning-rate", type=above_zero, metavar="X", help="its peak (0.003 at width 128, less in wider models)")
     add("--warmup", type=not_negative, default=100, metavar="N", help="steps (100, at most a tenth of all)")
     add("--schedule", choices=("cosine", "noam", "constant"), default="cosine", help="after the warm-up (cosine)")
     add("--weight-decay", type=float, default=0.0, metavar="X", help="of matrices (0)")
-    add("--row-length", type=positive, default=512, metavar="N", help="most tokens of a row (512)")
-    add("--batch-rows", type=positive, default=8, metavar="N", help="rows of a batch, over all processes (8)")
+    add("--row-length", type=positive, metavar="N", help="most tokens of a row (what suits the data, at most 512)")
+    add("--batch-rows", type=positive, metavar="N", help="rows of a batch, over all processes (what suits the data)")
     add("--accumulation", type=positive, default=1, metavar="N", help="batches of one step (1)")
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the computation (fp32)")
     add("--activation-checkpointing", action="store_true", help="less memory, more time")
-    add("--eval-every", type=not_negative, default=0, metavar="N", help="steps between evaluations (an epoch)")
+    add(
+        "--eval-every",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="steps between evaluations (an epoch; 20 in all)",
+    )
     add("--metric", choices=METRICS, help="that decides what is best (choice_accuracy with choices, else loss)")
     add("--patience", type=positive, metavar="N", help="stop after N evaluations that are not better")
-    add("--checkpoint-every", type=not_negative, default=0, metavar="N", help="steps between those (an epoch)")
+    add(
+        "--checkpoint-every",
+        type=not_negative,
+        default=0,
+        metavar="N",
+        help="steps between those (the same; 1000 at most)",
+    )
     add("--log-every", type=positive, default=50, metavar="N", help="steps between lines (50)")
     add("--tensorboard", action="store_true", help="write TensorBoard files to OUT")
     add("--seed", type=not_negative, default=0, metavar="N", help="of data order, adapters and dropout (0)")
-    add("--threads", type=not_negative, default=0, metavar="N", help="of the CPU; 1 suits small models (PyTorch's)")
+    add("--threads", type=not_negative, default=0, metavar="N", help="of the CPU (1 for a small model, else PyTorch's)")
     add("--device", default="auto", help="such as cpu or cuda (auto)")
     return parser

@@ -9,12 +9,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 from pathlib import Path
 
 import torch
 
 from cpmbee.config import ModelConfig
+from cpmbee.errors import CheckpointError
 from cpmbee.model import CpmBee, load_model, save_checkpoint
+from cpmbee.model.saving import CHECKPOINT
+from cpmbee.outputs import FolderKind, require_replaceable
+from cpmbee.staging import staged_folder
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train import demo_data
 from cpmbee.train.demo_accuracy import Accuracy, HeldOutAccuracy
@@ -29,6 +34,11 @@ logger = logging.getLogger("cpmbee.train")
 EVALUATION_SEED = 2024
 PROGRESS_COUNT = 400  # held-out requests per task that training looks at now and then
 SAMPLE_COUNT = 100  # held-out requests per task that come with the model
+_BUNDLE = FolderKind(
+    "a model of this command",
+    re.compile(rf"{CHECKPOINT.files.pattern}|requests\.jsonl|README\.md"),
+    CHECKPOINT.check,
+)
 
 
 def model_config(vocab_size: int) -> ModelConfig:
@@ -61,8 +71,25 @@ def write_requests(file: Path, data: DemoData) -> None:
     file.write_text("".join(lines), encoding="utf-8")
 
 
+def require_free(out: Path, overwrite: bool) -> None:
+    """Refuse a place for the checkpoint where something else is.
+
+    Raises:
+        CheckpointError: names what is in the way.
+    """
+    require_replaceable(out, _BUNDLE, overwrite, CheckpointError)
+
+
 def train_demo(
-    out: Path, run: Path, data: DemoData, config: TrainerConfig, batch_size: int, seed: int, resume: bool
+    out: Path,
+    run: Path,
+    data: DemoData,
+    config: TrainerConfig,
+    batch_size: int,
+    seed: int,
+    *,
+    resume: bool,
+    overwrite: bool,
 ) -> None:
     """Train from scratch and write the checkpoint (fp16), its vocabulary, sample requests and model card to ``out``.
 
@@ -76,6 +103,10 @@ def train_demo(
         batch_size: requests a step.
         seed: of the first weights and of the order of the data.
         resume: go on from the newest checkpoint in ``run``.
+        overwrite: replace an earlier one in ``out``.
+
+    Raises:
+        CheckpointError: something is in ``out`` that must not be replaced, or the disk refuses.
     """
     tokenizer = Tokenizer(data.vocabulary)
     model = CpmBee(model_config(tokenizer.vocab_size))
@@ -84,19 +115,24 @@ def train_demo(
     trainer = Trainer(model, config, output=run, evaluate=progress)
     result = trainer.train(DemoBatches(data, tokenizer, batch_size=batch_size, seed=seed), resume=resume)
     trainer.load_best()
-    save_checkpoint(model.half(), out, overwrite=True)
-    (out / "vocab.txt").write_text("".join(f"{token}\n" for token in data.vocabulary), encoding="utf-8")
-    write_requests(out / "requests.jsonl", data)
-    card = model_card(
-        data=data,
-        config=model.config,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        file_bytes=(out / "model.safetensors").stat().st_size,
-        batch_size=batch_size,
-        result=result,
-        accuracy=evaluate(load_model(out), tokenizer, data, len(data.held_out_lines)),
-    )
-    (out / "README.md").write_text(card, encoding="utf-8")
+    with staged_folder(out, CheckpointError, lambda target: require_free(target, overwrite)) as folder:
+        saved = folder / "checkpoint"
+        save_checkpoint(model.half(), saved)
+        card = model_card(
+            data=data,
+            config=model.config,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            file_bytes=(saved / "model.safetensors").stat().st_size,
+            batch_size=batch_size,
+            result=result,
+            accuracy=evaluate(load_model(saved), tokenizer, data, len(data.held_out_lines)),
+        )
+        for file in saved.iterdir():
+            file.rename(folder / file.name)
+        saved.rmdir()
+        (folder / "vocab.txt").write_text("".join(f"{token}\n" for token in data.vocabulary), encoding="utf-8")
+        write_requests(folder / "requests.jsonl", data)
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def main() -> None:
@@ -116,8 +152,11 @@ def main() -> None:
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     torch.set_num_threads(args.threads)
-    if not args.evaluate and args.out.exists() and not (args.overwrite and (args.out / "config.json").is_file()):
-        parser.error(f"{args.out} exists; --overwrite replaces it if it is a checkpoint")  # now, not after training
+    if not args.evaluate:
+        try:
+            require_free(args.out, args.overwrite)  # now, not after training
+        except CheckpointError as error:
+            parser.error(str(error))
     data = demo_data.build(args.packages)
     if args.evaluate:
         tokenizer = Tokenizer.from_file(args.out / "vocab.txt")
@@ -133,7 +172,7 @@ def main() -> None:
         higher_is_better=True,
     )
     run = args.out.with_name(f"{args.out.name}-training")
-    train_demo(args.out, run, data, config, args.batch_size, args.seed, args.resume)
+    train_demo(args.out, run, data, config, args.batch_size, args.seed, resume=args.resume, overwrite=args.overwrite)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cpmbee.errors import DataError
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.batches import TrainingBatch, TrainingSample, collate
 from cpmbee.train.source import rows_of_rank
@@ -60,10 +61,10 @@ class DrawnBatches(ABC):
         """Continue behind ``state["position"]`` batches.
 
         Raises:
-            ValueError: the state is of a stream with another seed or batch size.
+            DataError: the state is of a stream with another seed or batch size.
         """
         if (state["seed"], state["batch_size"]) != (self._seed, self._batch_size):
-            raise ValueError("the state belongs to a stream with another seed or batch size")
+            raise DataError("the state belongs to a stream with another seed or batch size")
         self._position = int(state["position"])
 
     def _draw(self, number: int, first: int) -> Iterator[TrainingBatch]:

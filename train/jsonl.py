@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from array import array
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.errors import DataError
+from cpmbee.jsonl import numbered_lines
+from cpmbee.regular_file import open_regular
+from cpmbee.staging import recover
 from cpmbee.train.data.records import Record, RecordSet, count_characters, parse_record
 
 
@@ -19,28 +23,21 @@ class JsonLines(RecordSet):
         path: of the file, which must not change.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: it is no regular file, cannot be read, or has a line that is too long.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
-        begins, numbers, sizes = [], [], []
-        try:
-            with path.open("rb") as file:
-                begin = 0
-                for number, line in enumerate(file, 1):
-                    if line.strip():
-                        begins.append(begin)
-                        numbers.append(number)
-                        sizes.append(len(line))
-                    begin += len(line)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+        self._file = open_regular(path, "the records", DataError)  # stays open: nothing can take its place
+        begins, numbers, sizes = array("q"), array("q"), array("q")
+        for number, line in numbered_lines(self._file, self.name, DataError):
+            begins.append(self._file.tell() - len(line))
+            numbers.append(number)
+            sizes.append(len(line))
         self._begins = np.array(begins, np.int64)
         self._numbers = np.array(numbers, np.int64)
         self._sizes = np.array(sizes, np.int64)
-        self._file = path.open("rb")
 
     def __len__(self) -> int:
         return len(self._begins)
@@ -77,6 +74,7 @@ def open_records(path: str | Path) -> RecordSet:
         DataError: it cannot be read, or has no records.
     """
     path = Path(path)
+    recover(path)
     records: RecordSet
     if path.is_dir():
         from cpmbee.train.data.opening import open_dataset  # brings pyarrow, which JSON Lines do without

@@ -54,8 +54,12 @@ class LoraConfig:
         """The adapters of a delta, its layers by their paths.
 
         Raises:
-            ConfigError: its layers differ in rank or scale, which one configuration cannot say.
+            ConfigError: its layers differ in rank or scale, or it is more than LoRA, which cannot be trained further.
         """
+        if not delta.plain:
+            raise ConfigError(
+                f"{delta.path}: DoRA and modules that were trained whole cannot be trained further; merge"
+            )
         sizes = {(factors.a.shape[0], factors.scale) for factors in delta.factors.values()}
         if len(sizes) != 1:
             raise ConfigError(f"{delta.path}: layers differ in rank or scale; such a delta cannot be trained further")

@@ -10,6 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from cpmbee.errors import DataError
 from cpmbee.model import IGNORE_INDEX
 from cpmbee.relation import RelationBuilder
 from cpmbee.train.batches import Int32Array, TrainingBatch
@@ -19,11 +20,11 @@ def count_targets(batch: TrainingBatch, num_tasks: int) -> NDArray[np.int64]:
     """Target tokens of each task, int64[num_tasks].
 
     Raises:
-        ValueError: a target belongs to a task that the source did not name.
+        DataError: a target belongs to a task that the source did not name.
     """
     tasks = batch.task_ids[batch.targets != IGNORE_INDEX]
     if len(tasks) and not 0 <= tasks.min() <= tasks.max() < num_tasks:
-        raise ValueError(f"a batch has task ids {tasks.min()} to {tasks.max()}, its source {num_tasks} tasks")
+        raise DataError(f"a batch has task ids {tasks.min()} to {tasks.max()}, its source {num_tasks} tasks")
     return np.bincount(tasks, minlength=num_tasks)
 
 

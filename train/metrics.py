@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-if TYPE_CHECKING:
-    from torch.utils.tensorboard.writer import SummaryWriter
+from cpmbee.errors import CheckpointError
+from cpmbee.staging import staged_file
+from cpmbee.train.event_file import EventFile
 
 FILE_NAME = "metrics.jsonl"
 
@@ -43,48 +45,64 @@ class StepMetrics:
 
 
 class MetricsLog:
-    """Appends to a run's record; what an earlier, killed process wrote behind the resumed step is removed."""
+    """Appends to a run's record; what an earlier, killed process wrote behind the resumed step is removed.
+
+    Every step and evaluation is handed to the operating system when it is recorded, so that a run that is killed has
+    lost none.
+
+    Raises:
+        CheckpointError: a file cannot be written; names it.
+    """
 
     def __init__(self, folder: Path, resumed_step: int, tensorboard: bool) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file: IO[str] = _cut(folder / FILE_NAME, resumed_step).open("a", encoding="utf-8")
-        self._writer: SummaryWriter | None = None
+        self._path, self._events = folder / FILE_NAME, folder / "tensorboard"
+        with _naming(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = _cut(self._path, resumed_step).open("a", encoding="utf-8")
+        self._event_file: EventFile | None = None
         if tensorboard:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+            with _naming(self._events):
+                self._event_file = EventFile(self._events, resumed_step + 1)
 
     def step(self, metrics: StepMetrics) -> None:
         """Record a step."""
-        self._write(asdict(metrics))
-        if self._writer is not None:
-            for name in ("loss", "learning_rate", "tokens_per_second", "padding", "gradient_norm"):
-                self._writer.add_scalar(f"train/{name}", getattr(metrics, name), metrics.step)
-            for task, loss in metrics.task_losses.items():
-                self._writer.add_scalar(f"tasks/{task}", loss, metrics.step)
+        values = {
+            f"train/{name}": getattr(metrics, name)
+            for name in ("loss", "learning_rate", "tokens_per_second", "padding", "gradient_norm")
+        }
+        values |= {f"tasks/{task}": loss for task, loss in metrics.task_losses.items()}
+        self._record(metrics.step, asdict(metrics), values)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Record an evaluation after a step."""
-        self._write({"step": step, "evaluation": dict(values)})
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"evaluation/{name}", value, step)
-
-    def flush(self) -> None:
-        """Hand everything to the operating system."""
-        self._file.flush()
-        if self._writer is not None:
-            self._writer.flush()
+        scalars = {f"evaluation/{name}": value for name, value in values.items()}
+        self._record(step, {"step": step, "evaluation": dict(values)}, scalars)
 
     def close(self) -> None:
         """Nothing can be recorded any more."""
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        with suppress(OSError):  # what was recorded is written; what could not be was said
+            self._file.close()
+        if self._event_file is not None:
+            with suppress(OSError):
+                self._event_file.close()
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _record(self, step: int, line: dict[str, Any], scalars: Mapping[str, float]) -> None:
         finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in line.items()}
-        self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+        with _naming(self._path):
+            self._file.write(json.dumps(finite, ensure_ascii=False) + "\n")
+            self._file.flush()
+        if self._event_file is not None:
+            with _naming(self._events):
+                self._event_file.add(step, scalars)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Say in errors of the operating system which file is at fault."""
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -102,7 +120,6 @@ def _cut(file: Path, step: int) -> Path:
     """Keep the lines up to a step."""
     if file.exists():
         kept = [line for line in read_metrics(file.parent) if line["step"] <= step]
-        partial = file.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(file)
+        with staged_file(file) as cut:
+            cut.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
     return file

@@ -13,12 +13,15 @@ from cpmbee.errors import CheckpointError, ConfigError
 from cpmbee.model import CpmBee, open_checkpoint, save_checkpoint
 from cpmbee.model.cpmbee import initial_values
 from cpmbee.model.loading import tensor_from_array
+from cpmbee.model.saving import CHECKPOINT
+from cpmbee.model.torch_threads import suited_threads, torch_threads
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.data.source import MixtureSource
 from cpmbee.train.filling import empty_model, fill
 from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.pretrain_config import PretrainConfig
 from cpmbee.train.processes import Processes, whole_state
+from cpmbee.train.run_folder import require_run_folder
 from cpmbee.train.trainer import Trainer, TrainingResult
 from cpmbee.train.validation import HeldOutLoss
 
@@ -46,11 +49,12 @@ def pretrain(
         on_step: called on the first process after every step.
 
     Raises:
-        CpmBeeError: the configuration, the data, the model or a checkpoint cannot be used.
+        CpmBeeError: the configuration, the data, the model or a checkpoint cannot be used, or something else is where
+            the run would write.
     """
     processes = Processes.current()
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    inputs = (config.checkpoint, config.vocabulary, config.mixture, config.evaluation_mixture)
+    require_run_folder(output, {MODEL_FOLDER: CHECKPOINT}, inputs, resume)
     torch.manual_seed(config.seed + processes.rank)
     model, vocabulary = _start(config, processes)
     tokenizer = Tokenizer.from_file(vocabulary)
@@ -76,25 +80,28 @@ def pretrain(
     data = source(config.mixture, config.seed, processes.rank, processes.world_size)
     trainer = Trainer(model, config.training, output=output, evaluate=evaluate, on_step=on_step)
     try:
-        result = trainer.train(data, resume=resume)
+        threads = config.threads or suited_threads(sum(parameter.numel() for parameter in model.parameters()))
+        logger.info("threads of the CPU: %d", threads)
+        with torch_threads(threads):
+            result = trainer.train(data, resume=resume)
     finally:
         data.close()
     if processes.first and data.statistics.samples:
         _say_what_was_read(data)
     if result.best_step is not None:
         trainer.load_best()
-    write_model(model, output / MODEL_FOLDER, vocabulary)
+    write_model(model, output / MODEL_FOLDER, vocabulary, overwrite=resume)
     return result
 
 
-def write_model(model: CpmBee, folder: Path, vocabulary: Path) -> None:
+def write_model(model: CpmBee, folder: Path, vocabulary: Path, *, overwrite: bool) -> None:
     """Write a trained model, sharded or not, as a checkpoint folder with its vocabulary. All processes must call it."""
     processes = Processes.current()
     state = whole_state(model)
     if processes.first:
         whole = empty_model(model.config)
         whole.load_state_dict(state, assign=True)
-        save_checkpoint(whole, folder, vocab_file=vocabulary, overwrite=True)
+        save_checkpoint(whole, folder, vocab_file=vocabulary, overwrite=overwrite)
         logger.info("wrote %s", folder)
     processes.wait()
 

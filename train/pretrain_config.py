@@ -43,7 +43,7 @@ class PretrainConfig:
         evaluation_batches: how many batches of it are looked at.
         training: the trainer's options.
         seed: of new parameters, dropout and the data's order.
-        threads: of PyTorch in one process; 0 leaves its default.
+        threads: of PyTorch in one process; 0 takes what suits the model.
     """
 
     checkpoint: Path | None

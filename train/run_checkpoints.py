@@ -15,7 +15,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from cpmbee.errors import CheckpointError, DependencyError
+from cpmbee.file_system import sync_entry, sync_folder
 from cpmbee.json_file import read_json_object
-from cpmbee.staging import sync_entry, sync_folder
 from cpmbee.train.processes import Processes
 
 try:
@@ -48,7 +48,7 @@ except ImportError:
 
 FORMAT, SCHEMA_VERSION = "cpmbee-training", 1
 _NAME = re.compile(r"step-(\d{8,})")
-_PARTIAL = ".partial-"
+_PARTIAL, _DISCARDED = ".partial-", ".discarded-"
 # Frozen parameters come from where the run started; the optimizer's entries are named by parameter, not by number.
 _OPTIONS = StateDictOptions(ignore_frozen_params=True, flatten_optimizer_state_dict=True, strict=False)
 
@@ -86,33 +86,55 @@ class RunCheckpoints:
             model: its trained parameters are saved.
             optimizer: its state is saved.
             state: JSON data, the same on every process.
+
+        Raises:
+            CheckpointError: it cannot be written; nothing is left of it, and those before it are as they were.
         """
         target = self.path(step)
         partial = self.folder / f"{_PARTIAL}{target.name}"
-        if self.processes.first:
-            if target.exists():
-                shutil.rmtree(target)  # of a run that was resumed from before this step
+
+        def begin() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        self.processes.wait()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is fine
-            save(
-                _tensors(model, optimizer)[0],
-                storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
-                no_dist=self.processes.world_size == 1,
-            )
-        self.processes.wait()
-        if self.processes.first:
+
+        def publish() -> None:
             head = {"format": FORMAT, "schema_version": SCHEMA_VERSION, "step": step}
             files = {file.name: file.stat().st_size for file in sorted(partial.iterdir())}
             document = {**head, "fixed": self.fixed, **state, "files": files}
             text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
             (partial / "state.json").write_text(text + "\n", encoding="utf-8")
             sync_folder(partial)
+            if target.exists():  # of a run that was resumed from before this step
+                self._discard(step)
             partial.rename(target)
             sync_entry(self.folder)
-        self.processes.wait()
+
+        try:
+            self._on_first(begin)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is fine
+                save(
+                    _tensors(model, optimizer)[0],
+                    storage_writer=HuggingFaceStorageWriter(str(partial), save_distributed=True),
+                    no_dist=self.processes.world_size == 1,
+                )
+            self._on_first(publish)
+        except BaseException as error:
+            if self.processes.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            reason = _reason(error)
+            raise CheckpointError(f"{target}: cannot be written ({reason}); checkpoints before it are kept") from error
+
+    def _on_first(self, action: Callable[[], None]) -> None:
+        """Let the first process do something while the others wait; where the disk refuses, it does so for all."""
+        refused: OSError | None = None
+        if self.processes.first:
+            try:
+                action()
+            except OSError as error:
+                refused = error
+        if (refused := self.processes.broadcast(refused)) is not None:
+            raise refused
 
     def prune(self, keep: set[int]) -> None:
         """Remove all checkpoints but those of these steps, and what an interrupted save left."""
@@ -120,12 +142,17 @@ class RunCheckpoints:
             return
         for step in self.steps():
             if step not in keep:
-                doomed = self.path(step)
-                hidden = self.folder / f"{_PARTIAL}{doomed.name}"
-                shutil.rmtree(hidden, ignore_errors=True)
-                doomed.rename(hidden)  # so that a half-removed one is not taken for a good one either
-        for leftover in self.folder.glob(f"{_PARTIAL}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+                self._discard(step)
+        for leftover in self.folder.glob(".*"):
+            if _NAME.fullmatch(leftover.name.removeprefix(_PARTIAL).removeprefix(_DISCARDED)):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    def _discard(self, step: int) -> None:
+        """Hide a checkpoint, so that a half-removed one is not taken for a good one, then remove it."""
+        hidden = self.folder / f"{_DISCARDED}{self.path(step).name}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        self.path(step).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
 
     def read_state(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint.
@@ -175,10 +202,8 @@ class RunCheckpoints:
                     storage_reader=HuggingFaceStorageReader(str(folder)),
                     no_dist=self.processes.world_size == 1,
                 )
-        except (CheckpointException, Exception) as error:  # the former is none of the latter
-            causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else []
-            reason = " ".join(str((causes or [error])[0]).split())
-            raise CheckpointError(f"{folder}: cannot be loaded into this model: {reason}") from error
+        except BaseException as error:
+            raise CheckpointError(f"{folder}: cannot be loaded into this model: {_reason(error)}") from error
         parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": dict(fixed)}
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
@@ -186,6 +211,20 @@ class RunCheckpoints:
         set_model_state_dict(model, parts["model"], options=_OPTIONS)
         if optimizer is not None:
             set_optimizer_state_dict(model, optimizer, parts["optimizer"], options=_OPTIONS)
+
+
+def _reason(error: BaseException) -> str:
+    """Why PyTorch could not write or read, in one line; what is no failure but an end, such as Ctrl-C, is raised.
+
+    What happens in the writing, interrupts included, comes wrapped in an exception of PyTorch's that is no `Exception`.
+    """
+    if isinstance(error, CheckpointException):
+        causes = [cause for cause, _ in error.failures.values()]
+        error = next((cause for cause in causes if not isinstance(cause, Exception)), causes[0])
+    if not isinstance(error, Exception):
+        raise error
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from cpmbee.errors import ConfigError
 from cpmbee.train.batches import TrainingBatch
 
 _WHOLE_BATCH = ("ext_ids", "ext_subs")  # columns that the rows of a batch share
@@ -54,11 +55,11 @@ def rows_of_rank(batch: TrainingBatch, rank: int, world_size: int) -> TrainingBa
     many processes share the work.
 
     Raises:
-        ValueError: there are fewer rows than processes.
+        ConfigError: there are fewer rows than processes.
     """
     rows = len(batch.input_ids)
     if rows < world_size:
-        raise ValueError(f"a global batch of {rows} rows cannot be shared by {world_size} processes")
+        raise ConfigError(f"a global batch of {rows} rows cannot be shared by {world_size} processes")
     share = slice(rank * rows // world_size, (rank + 1) * rows // world_size)
     columns = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name not in _WHOLE_BATCH}
     return replace(batch, **{name: np.ascontiguousarray(column[share]) for name, column in columns.items()})

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from cpmbee.model import CpmBee
+from cpmbee.model.torch_threads import suited_threads, torch_threads
 from cpmbee.runner import Backend, Int32, Runner
-
-_ONE_THREAD_PARAMETERS = 20_000_000  # threads of the CPU take longer to meet than smaller models to compute
 
 
 class TorchBackend(Backend):
@@ -25,10 +24,12 @@ class TorchBackend(Backend):
     Args:
         model: its parameters are read at every run, so that training may go on in between.
         cache_rows: tokens that all requests at a time may have.
+        num_threads: threads of the CPU; 0 takes what suits the model.
     """
 
-    def __init__(self, model: CpmBee, cache_rows: int = 8192) -> None:
+    def __init__(self, model: CpmBee, cache_rows: int = 8192, num_threads: int = 0) -> None:
         self.model = model
+        self.num_threads = num_threads or suited_threads(sum(parameter.numel() for parameter in model.parameters()))
         self.config = model.config
         self.cache_rows = cache_rows
         weight = model.input_embedding.weight
@@ -42,15 +43,13 @@ class TorchBackend(Backend):
     @contextmanager
     def runner(self) -> Iterator[Runner]:
         """A runner; the model is in evaluation mode as long as it is out."""
-        training, threads = self.model.training, torch.get_num_threads()
-        small = sum(parameter.numel() for parameter in self.model.parameters()) < _ONE_THREAD_PARAMETERS
-        torch.set_num_threads(1 if small else threads)
+        training = self.model.training
         self.model.eval()
         try:
-            yield TorchRunner(self)
+            with torch_threads(self.num_threads):
+                yield TorchRunner(self)
         finally:
             self.model.train(training)
-            torch.set_num_threads(threads)
 
 
 class TorchRunner(Runner):

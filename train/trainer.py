@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from cpmbee.errors import CheckpointError
 from cpmbee.model import CpmBee
 from cpmbee.train.batches import TrainingBatch
+from cpmbee.train.interrupts import Interrupts
 from cpmbee.train.metrics import MetricsLog, StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes
@@ -93,6 +95,9 @@ class Trainer:
     def train(self, source: Iterable[TrainingBatch], resume: bool = False) -> TrainingResult:
         """Take steps until the configured number is done, or evaluations stop getting better.
 
+        Where checkpoints are kept, Ctrl-C and SIGTERM wait for the end of the step and leave one behind; a second
+        signal of the same kind does not wait.
+
         Args:
             source: batches; a step takes ``config.accumulation`` of them. Only a `BatchSource` can be resumed.
             resume: go on from the last checkpoint in the output folder.
@@ -105,8 +110,10 @@ class Trainer:
         self._begin(source, resume)
         if self.output is not None and self.processes.first:
             self._log = MetricsLog(self.output, self._progress.step, self.config.tensorboard)
+        interrupts = Interrupts(said=self.processes.first)
         try:
-            losses, stopped = self._loop(source)
+            with interrupts if self.checkpoints is not None else nullcontext():
+                losses, stopped = self._loop(source, interrupts)
         finally:
             self.model.eval()
             if self._log is not None:
@@ -125,7 +132,7 @@ class Trainer:
             raise CheckpointError("there is no best checkpoint: the run has no output folder, or no evaluation")
         self.checkpoints.load(self._progress.best.step, self.model)
 
-    def _loop(self, source: Iterable[TrainingBatch]) -> tuple[list[float], bool]:
+    def _loop(self, source: Iterable[TrainingBatch], interrupts: Interrupts) -> tuple[list[float], bool]:
         config, progress = self.config, self._progress
         before = progress.seconds
         started = last = time.perf_counter()
@@ -159,8 +166,13 @@ class Trainer:
             stopped = self._patience_is_over()
             progress.seconds = before + time.perf_counter() - started
             done = stopped or progress.step == config.steps
-            if improved or done or (config.checkpoint_every and progress.step % config.checkpoint_every == 0):
+            due = improved or done or (config.checkpoint_every and progress.step % config.checkpoint_every == 0)
+            interrupt = interrupts.agreed(self.processes, self.optimizer_step.device)
+            if due or interrupt:
                 self._save(source)
+            if interrupt:
+                self._say_where_it_ended()
+                interrupts.deliver(interrupt)
             last += time.perf_counter() - now  # evaluations and checkpoints are no part of a step's speed
         if self.processes.first and stopped and progress.step < config.steps:
             logger.info("stopped after step %d: %d evaluations without improvement", progress.step, config.patience)
@@ -236,14 +248,20 @@ class Trainer:
             self._log.evaluation(progress.step, values)
         return improved
 
+    def _say_where_it_ended(self) -> None:
+        if self.processes.first and self.checkpoints is not None:
+            step = self._progress.step
+            logger.warning(
+                "interrupted after step %d of %d: kept %s; --resume goes on from it",
+                step, self.config.steps, self.checkpoints.path(step),
+            )  # fmt: skip
+
     def _patience_is_over(self) -> bool:
         return self.config.patience is not None and self._progress.best.waited >= self.config.patience
 
     def _save(self, source: Iterable[TrainingBatch]) -> None:
         if self.checkpoints is None:
             return
-        if self._log is not None:
-            self._log.flush()
         progress = self._progress
         state: dict[str, Any] = {
             "tokens": progress.tokens,

@@ -26,7 +26,7 @@ class HeldOutLoss:
     def __init__(self, batches: Sequence[TrainingBatch], tasks: Sequence[str] = ("all",)) -> None:
         processes = Processes.current()
         if not batches:
-            raise ValueError("there are no held-out batches to evaluate on")
+            raise ConfigError("there are no held-out batches to evaluate on")
         self.batches = [rows_of_rank(batch, processes.rank, processes.world_size) for batch in batches]
         self.tasks = tuple(tasks)
 

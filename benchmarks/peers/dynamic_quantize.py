@@ -67,14 +67,11 @@ def write_folder(folder: Path, out: Path) -> None:
     from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
 
     def exchange(model: onnx.ModelProto, files: dict[str, Any]) -> onnx.ModelProto:
-        from onnx import helper
-
         tensors = external_tensors(folder / MODEL_FILE)
         with DataFile(out / DATA_FILE) as data:
             for node in model.graph.node:
                 if (node.domain, node.op_type) == (DOMAIN, QUANTIZED_LINEAR):
                     _exchange(node, model, tensors, data)
-        model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
         read = {name for node in model.graph.node for name in node.input}
         kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
         del model.graph.initializer[:]

@@ -16,6 +16,7 @@ from cpmbee.bench.cell import SEED, WARM_UP_ANSWER, CellSpec, Sample, main
 from cpmbee.bench.made import made_once
 from cpmbee.bench.peers.protocol import Peer, Target, UnavailableError, require
 from cpmbee.bench.plan import Subject
+from cpmbee.onnxruntime_import import switch_off_telemetry
 
 BITS = {"int4": 4, "int8": 8}
 HEAD_MULTIPLE = 16  # of the width of a head, which GroupQueryAttention insists on
@@ -68,6 +69,7 @@ class OnnxRuntimeGenai(Peer):
 
 def measure(spec: CellSpec) -> Sample:
     """Load the model and let it write."""
+    switch_off_telemetry()
     import onnxruntime_genai as genai
 
     work, sample = spec.workload, Sample()

@@ -40,7 +40,11 @@ def select(
 
     Returns:
         The log of the sum of exponentials; NaN when the logits are not finite.
+
+    Raises:
+        ValueError: an array has another type, or sizes do not fit together.
     """
+    _check(row, vocab_size, ext_begin, ext_end, penalized, penalty, forbidden, values, ids)
     if forbidden >= 0:
         row[forbidden] = MASKED
     if penalty != 1.0:
@@ -60,3 +64,29 @@ def select(
     ids[: len(best)] = best
     with np.errstate(all="ignore"):
         return float(values[0] + np.log(np.exp(own - values[0]).sum(dtype=np.float64)))
+
+
+def _check(
+    row: Float32,
+    vocab_size: int,
+    ext_begin: int,
+    ext_end: int,
+    penalized: Int32,
+    penalty: float,
+    forbidden: int,
+    values: Float32,
+    ids: Int32,
+) -> None:
+    for array, kind in ((row, np.float32), (penalized, np.int32), (values, np.float32), (ids, np.int32)):
+        if array.dtype != kind or array.ndim != 1 or not array.flags.c_contiguous:
+            raise ValueError(f"logits: expected a contiguous array of {kind.__name__}, not {array.dtype}{array.shape}")
+        if array is not penalized and not array.flags.writeable:
+            raise ValueError("logits: an array is read-only")
+    if not 0 < vocab_size <= ext_begin <= ext_end <= len(row) or not len(values) or len(ids) != len(values):
+        raise ValueError("logits: sizes do not fit together")
+    if not 0 < np.float32(penalty) < np.inf:
+        raise ValueError("logits: the penalty must be a positive number")
+    if not -1 <= forbidden < vocab_size:
+        raise ValueError("logits: forbidden token outside the vocabulary")
+    if len(values) > vocab_size + ext_end - ext_begin:
+        raise ValueError("logits: more tokens wanted than there are")

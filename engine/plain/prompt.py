@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
@@ -11,17 +13,22 @@ from cpmbee.encoding import MAX_DEPTH, MAX_NESTING, MAX_SEGMENTS, AnswerSlot, Da
 from cpmbee.errors import TokenizeError
 from cpmbee.plain.tokenizer import Tokenizer
 from cpmbee.text_errors import (
+    dict_changed,
     format_path,
     key_not_a_string,
     leaf_not_a_string,
     missing_answer,
     no_answer_leaf,
     not_a_dict,
+    not_a_generator,
+    not_a_tokenizer,
+    not_examples,
+    not_items,
     too_deep,
     too_long,
     too_many_segments,
 )
-from cpmbee.vocabulary import is_special
+from cpmbee.token_input import exact_previous, exact_text, group_of
 
 _INT32_MAX = 2**31 - 1
 
@@ -60,10 +67,12 @@ def encode_data(
         PromptError: ``data`` is not a nested dict of strings, or exceeds a limit; names the path.
         TokenizeError: a text has an unclosed ``<``; names the path.
     """
+    if rng is not None and not isinstance(rng, np.random.Generator):
+        raise not_a_generator(rng)
+    _check_tokenizer(tokenizer)
     tables = _Tables()
     if previous is not None:
-        tables.ext_table = dict(previous.ext_table)
-        tables.groups = {group: dict(subs) for group, subs in previous.token_id_table.items()}
+        tables = _Tables(*exact_previous(previous, tokenizer.vocab_size, tokenizer.token_to_id))
     return _encode(_segments(data, "$", rng), tokenizer, tables, "$")
 
 
@@ -82,7 +91,8 @@ def encode_prompt(data: Data, tokenizer: Tokenizer, examples: Sequence[Data] = (
     """
     tables = _Tables()
     segments = _segments(data, "$")
-    if "<ans>" not in data:
+    _check_tokenizer(tokenizer)
+    if all(segment.path[:1] != ("<ans>",) for segment in segments):
         raise missing_answer("$")
     answers = []
     for index, segment in enumerate(segments):
@@ -97,7 +107,7 @@ def encode_prompt(data: Data, tokenizer: Tokenizer, examples: Sequence[Data] = (
     request.input_ids, request.input_subs, request.segment_ids = (
         column[kept] for column in (request.input_ids, request.input_subs, request.segment_ids)
     )
-    for index, example in enumerate(examples):
+    for index, example in enumerate(_iterator(examples)):
         root = f"examples[{index}]"
         samples.append(_encode(_segments(example, root), tokenizer, tables, root))
 
@@ -122,9 +132,23 @@ def encode_prompt(data: Data, tokenizer: Tokenizer, examples: Sequence[Data] = (
     )
 
 
+def _check_tokenizer(tokenizer: object) -> None:
+    """Either implementation will do."""
+    if not hasattr(tokenizer, "token_to_id"):
+        raise not_a_tokenizer(tokenizer)
+    tokenizer.token_to_id("<unk>")  # refused by one that is empty
+
+
+def _iterator(examples: Iterable[Data]) -> Iterator[Data]:
+    try:
+        return iter(examples)
+    except TypeError:
+        raise not_examples(examples) from None
+
+
 def _segments(data: Data, root: str, rng: np.random.Generator | None = None) -> list[_Segment]:
     """Every key and value of ``data`` in the order of their ids, the root first."""
-    if not isinstance(data, dict):
+    if not issubclass(type(data), dict):
         raise not_a_dict(root, data)
     segments = [_Segment("<root>", -1, ())]
 
@@ -136,23 +160,48 @@ def _segments(data: Data, root: str, rng: np.random.Generator | None = None) -> 
 
     def walk(value: object, parent: int, path: tuple[str, ...]) -> None:
         under_answer = path[:1] == ("<ans>",)
-        if isinstance(value, dict):
+        if issubclass(type(value), dict):
             if len(path) >= MAX_NESTING:
                 raise too_deep(root, path, MAX_NESTING)
-            items = list(value.items())
+            items = _items(value, root, path)
             if rng is not None and under_answer:
-                items = [items[i] for i in rng.permutation(len(items))]
+                items = _shuffled(items, rng)
             for key, child in items:
-                if not isinstance(key, str):
+                if not issubclass(type(key), str):
                     raise key_not_a_string(root, path, key)
-                walk(child, add(_Segment(key, parent, (*path, key))), (*path, key))
-        elif isinstance(value, str):
-            add(_Segment(value, parent, path, under_answer))
+                name = exact_text(key)
+                walk(child, add(_Segment(name, parent, (*path, name))), (*path, name))
+        elif issubclass(type(value), str):
+            add(_Segment(exact_text(value), parent, path, under_answer))
         else:
             raise leaf_not_a_string(root, path, value)
 
     walk(data, 0, ())
     return segments
+
+
+def _items(value: Any, root: str, path: tuple[str, ...]) -> list[tuple[object, object]]:
+    """Keys and values as they are now: whatever changes the dict later, these stay. No more than can be used."""
+    items = []
+    try:
+        for item in islice(value.items(), MAX_SEGMENTS):
+            try:
+                key, child = item
+            except (TypeError, ValueError):
+                raise not_items(root, path) from None
+            items.append((key, child))
+    except RuntimeError as error:
+        if "during iteration" not in str(error):
+            raise
+        raise dict_changed(root, path, error) from None
+    return items
+
+
+def _shuffled(items: list[tuple[object, object]], rng: np.random.Generator) -> list[tuple[object, object]]:
+    order = [int(i) for i in rng.permutation(len(items))]
+    if not all(0 <= i < len(items) for i in order):
+        raise not_a_generator(rng)
+    return [items[i] for i in order]
 
 
 def _encode(segments: list[_Segment], tokenizer: Tokenizer, tables: _Tables, root: str) -> EncodedData:
@@ -188,12 +237,10 @@ def _subscript(token: int, tokenizer: Tokenizer, tables: _Tables) -> tuple[int, 
     text = tables.ext_table.get(token)
     if text is None:
         return token, 0
-    group = f"<{text[1:-1].partition('_')[0]}>" if is_special(text) else "<unk>"
+    group = group_of(text, tokenizer.token_to_id)
     base = tokenizer.token_to_id(group)
-    if base is None:
-        group, base = "<unk>", tokenizer.unk_id
     subs = tables.groups.setdefault(group, {})
-    return base, subs.setdefault(token, len(subs))
+    return tokenizer.unk_id if base is None else base, subs.setdefault(token, len(subs))
 
 
 def _ext_tokens(tables: _Tables, tokenizer: Tokenizer) -> dict[tuple[int, int], str]:

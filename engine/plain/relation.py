@@ -16,18 +16,18 @@ from cpmbee.columns import (
     SAMPLE,
     SEGMENT,
     SPAN,
+    int32_array,
+    int32_number,
     packed_columns,
     prompt_columns,
 )
+from cpmbee.config import ModelConfig
 from cpmbee.distance import signed_distance_buckets
 from cpmbee.encoding import DIFFERENT_SAMPLE, Int32
-from cpmbee.errors import PromptError
+from cpmbee.errors import ConfigError, PromptError
 
 if TYPE_CHECKING:
-    from cpmbee.config import ModelConfig
     from cpmbee.encoding import Prompt
-
-_INT32_MAX = 2**31 - 1
 
 
 class TokenLayout:
@@ -39,17 +39,21 @@ class TokenLayout:
         columns: int32[7, T]; rows are segment id, sample id, position, context (0 or 1), span, number of segments of
             the sample, and where the sample starts in ``segment_rel``.
         segment_rel: int32[R], tables of segment buckets. It is not copied and must not change.
-        reserve: tokens that can be appended before memory moves.
+        reserve: tokens that will be appended, a hint.
 
     Raises:
-        PromptError: a column points outside ``segment_rel``.
+        PromptError: the arrays are not integers of these shapes, or a column points outside ``segment_rel``.
     """
 
+    length: int = 0  # of one whose __init__ was not called, or failed
+    segment_rel: Int32 = np.empty(0, np.int32)
+    _columns: Int32 = np.empty((NUM_COLUMNS, 0), np.int32)
+
     def __init__(self, columns: npt.ArrayLike, segment_rel: Int32, reserve: int = 0) -> None:
-        given = np.asarray(columns, np.int32)
+        self.length = 0
+        given, rel = int32_array("token columns", columns), int32_array("segment_rel", segment_rel)
         if given.ndim != 2 or given.shape[0] != NUM_COLUMNS:
             raise PromptError(f"token columns must have shape ({NUM_COLUMNS}, T), not {given.shape}")
-        rel = np.ascontiguousarray(segment_rel, np.int32)
         if rel.ndim != 1:
             raise PromptError("segment_rel must have one dimension")
         segments = given[NUM_SEGMENTS].astype(np.int64)
@@ -57,11 +61,10 @@ class TokenLayout:
         inside = (given[SEGMENT] >= 0) & (given[SEGMENT] < segments) & (given[REL_OFFSET] >= 0) & (ends <= len(rel))
         if not inside.all():
             raise PromptError(f"token {int(inside.argmin())} points outside the table of segment relations")
-        self.length: int = given.shape[1]
-        self.segment_rel = rel
-        self._columns = np.zeros((NUM_COLUMNS, self.length + max(reserve, 0)), np.int32)
-        self._columns[:, : self.length] = given
-        self._columns[CONTEXT] = self._columns[CONTEXT] != 0
+        self.length = given.shape[1]
+        self.segment_rel = np.ascontiguousarray(rel)
+        self._columns = given.copy()
+        self._columns[CONTEXT] = given[CONTEXT] != 0
 
     @classmethod
     def from_prompt(cls, prompt: Prompt, reserve: int = 0) -> TokenLayout:
@@ -79,21 +82,21 @@ class TokenLayout:
         """Add one token to a sample that the layout already has.
 
         Raises:
-            PromptError: the sample, or the segment in it, does not exist.
+            PromptError: the sample, or the segment in it, does not exist, or a number is none of 32 bits.
         """
+        segment, place = int32_number("segment_id", segment_id), int32_number("position", position)
+        sample, row = int32_number("sample_id", sample_id), int32_number("span", span)
         known = self._columns[:, : self.length]
-        same = np.flatnonzero((known[SAMPLE] == sample_id) & (known[SPAN] == span))
+        same = np.flatnonzero((known[SAMPLE] == sample) & (known[SPAN] == row))
         if not len(same):
-            raise PromptError(f"cannot append to sample {sample_id} of span {span}: it has no tokens")
-        segments, offset = (int(known[row, same[-1]]) for row in (NUM_SEGMENTS, REL_OFFSET))
-        if not 0 <= segment_id < segments:
-            raise PromptError(f"cannot append to segment {segment_id}: the sample has {segments}")
-        if not -_INT32_MAX <= position <= _INT32_MAX:
-            raise PromptError(f"position {position} does not fit 32 bits")
+            raise PromptError(f"cannot append to sample {sample} of span {row}: it has no tokens")
+        segments, offset = (int(known[column, same[-1]]) for column in (NUM_SEGMENTS, REL_OFFSET))
+        if not 0 <= segment < segments:
+            raise PromptError(f"cannot append to segment {segment}: the sample has {segments}")
         if self.length == self._columns.shape[1]:
             room = np.zeros((NUM_COLUMNS, max(16, self.length // 2)), np.int32)
             self._columns = np.concatenate([self._columns, room], axis=1)
-        self._columns[:, self.length] = (segment_id, sample_id, position, context, span, segments, offset)
+        self._columns[:, self.length] = (segment, sample, place, bool(context), row, segments, offset)
         self.length += 1
 
     def truncate(self, length: int) -> None:
@@ -102,9 +105,10 @@ class TokenLayout:
         Raises:
             PromptError: the layout has fewer.
         """
-        if not 0 <= length <= self.length:
-            raise PromptError(f"cannot truncate a layout of {self.length} tokens to {length}")
-        self.length = length
+        kept = int32_number("length", length)
+        if not 0 <= kept <= self.length:
+            raise PromptError(f"cannot truncate a layout of {self.length} tokens to {kept}")
+        self.length = kept
 
     def take(self, indices: npt.ArrayLike, reserve: int = 0) -> TokenLayout:
         """A layout of the tokens at ``indices``, in that order: a part, or examples before the request.
@@ -112,7 +116,7 @@ class TokenLayout:
         Raises:
             PromptError: an index is out of range.
         """
-        chosen = np.asarray(indices, np.int64)
+        chosen = int32_array("indices", indices)
         if chosen.ndim != 1 or (chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < self.length):
             raise PromptError(f"indices must be a list of numbers from 0 to {self.length - 1}")
         return type(self)(self._columns[:, chosen], self.segment_rel, reserve)
@@ -130,9 +134,16 @@ class RelationBuilder:
 
     Args:
         config: its number of buckets and the greatest distance.
+
+    Raises:
+        ConfigError: ``config`` is no `ModelConfig`.
     """
 
+    _distances: npt.NDArray[np.int16] | None = None  # of one whose __init__ was not called, or failed
+
     def __init__(self, config: ModelConfig) -> None:
+        if not isinstance(config, ModelConfig):
+            raise ConfigError(f"expected a ModelConfig, not {type(config).__name__}")
         self._buckets = config.position_bias_num_buckets
         self._segment_buckets = config.position_bias_num_segment_buckets
         self._reach = config.position_bias_max_distance
@@ -147,15 +158,24 @@ class RelationBuilder:
             q_start: index of the first query.
 
         Raises:
-            PromptError: a segment bucket has no row in the bias table.
-            ValueError: ``out`` has another type or shape.
+            PromptError: a segment bucket has no row in the bias table, or ``q_start`` or ``layout`` is something else.
+            ValueError: ``out`` has another type or shape, or its rows overlap.
         """
-        queries = layout.length - q_start
-        if out.dtype != np.int16 or out.ndim != 2:
+        if self._distances is None:
+            raise ConfigError("this RelationBuilder has no configuration: its __init__ was not called, or failed")
+        if not isinstance(layout, TokenLayout):
+            raise PromptError(f"expected a TokenLayout, not {type(layout).__name__}")
+        start = int32_number("q_start", q_start)
+        queries = layout.length - start
+        if not isinstance(out, np.ndarray) or out.dtype != np.int16 or out.ndim != 2 or not out.flags.writeable:
             raise ValueError("out must be an int16 matrix")
-        if not 0 <= q_start <= layout.length or out.shape[0] != queries or out.shape[1] < layout.length:
+        if not 0 <= start <= layout.length or out.shape[0] != queries or out.shape[1] < layout.length:
             raise ValueError(f"out has shape {out.shape}; {queries} queries and {layout.length} keys do not fit it")
-        rows = self._rows(layout.columns, layout.segment_rel, q_start)
+        if queries and out.shape[1] > 1 and out.strides[1] != out.itemsize:
+            raise ValueError("the rows of out must be contiguous")
+        if queries > 1 and abs(out.strides[0]) < out.shape[1] * out.itemsize:
+            raise ValueError("the rows of out must not overlap")
+        rows = self._rows(layout.columns, layout.segment_rel, start, self._distances)
         out[:, : layout.length] = rows
         out[:, layout.length :] = -1
 
@@ -188,16 +208,18 @@ class RelationBuilder:
         Raises:
             PromptError: an array points outside another, or a segment bucket has no row in the bias table.
         """
-        batch, width = np.shape(context)
-        out = np.full((batch, width, width), -1, np.int16)
         rows = packed_columns(
             context, sample_ids, num_segments, segment_ids, segment_rel_offset, segment_rel, spans, length
         )
+        batch, width = np.shape(context)
+        out = np.full((batch, width, width), -1, np.int16)
         for matrix, (columns, rel) in zip(out, rows, strict=True):
             self.fill(matrix[: columns.shape[1]], TokenLayout(columns, rel))
         return out
 
-    def _rows(self, columns: Int32, segment_rel: Int32, q_start: int) -> npt.NDArray[np.int64]:
+    def _rows(
+        self, columns: Int32, segment_rel: Int32, q_start: int, distances: npt.NDArray[np.int16]
+    ) -> npt.NDArray[np.int64]:
         keys = columns.astype(np.int64)[:, None, :]  # (columns, 1, keys)
         queries = columns[:, q_start:].astype(np.int64)[:, :, None]  # (columns, queries, 1)
         same_sample = (queries[SAMPLE] == keys[SAMPLE]) & (queries[SPAN] == keys[SPAN])
@@ -219,6 +241,6 @@ class RelationBuilder:
                 "model's bias table has; nest the dicts less deep"
             )
         distance = np.clip(keys[POSITION] - queries[POSITION], -self._reach, self._reach)
-        inside = self._distances[distance + self._reach]
+        inside = distances[distance + self._reach]
         rows = np.where(bucket == 0, inside, self._buckets + bucket - 1)
         return np.where(visible, rows, -1)

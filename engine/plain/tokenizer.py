@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cpmbee.errors import TokenizeError
-from cpmbee.text_errors import unclosed_special
+from cpmbee.text_errors import not_initialized, unclosed_special, unknown_id
+from cpmbee.token_input import exact_ext_table, exact_id, exact_text, exact_tokens, iterator_of
 from cpmbee.vocabulary import check_vocabulary, is_special, read_vocabulary
 
 
@@ -24,14 +24,25 @@ class Tokenizer:
         VocabularyError: ``tokens`` is not a usable vocabulary.
     """
 
+    _tokens: tuple[str, ...] = ()  # empty until __init__ has succeeded
+    _spelled: tuple[str, ...] = ()
+
     def __init__(self, tokens: Sequence[str]) -> None:
-        self._ids = check_vocabulary(tokens)
+        spelled = exact_tokens(tokens)
+        ids = check_vocabulary(spelled)
+        if self._tokens:  # asked here, since reading the tokens may have run any code
+            raise RuntimeError("a Tokenizer is built once")
+        self._ids = ids
         self._tokens = tuple(self._ids)
-        self._spelled = tuple(tokens)
+        self._spelled = spelled
         self._longest: dict[str, int] = {}  # first character -> length of the longest plain token
         for token in self._tokens:
             if not is_special(token):
                 self._longest[token[0]] = max(len(token), self._longest.get(token[0], 0))
+
+    def _require_vocabulary(self) -> None:
+        if not self._tokens:
+            raise not_initialized("Tokenizer")
 
     @classmethod
     def from_file(cls, path: str | Path) -> Tokenizer:
@@ -53,9 +64,12 @@ class Tokenizer:
             The ids, and the ext table with what this text added.
 
         Raises:
-            TokenizeError: a ``<`` opens a special token that does not close; names the character offset.
+            TokenizeError: a ``<`` opens a special token that does not close; names the character offset. Or ``text`` is
+                not a string, or ``ext_table`` not a dict of ids and texts.
         """
-        table = dict(ext_table or {})
+        self._require_vocabulary()
+        text = exact_text(text)
+        table = exact_ext_table(ext_table)
         by_text = {known: ext_id for ext_id, known in table.items()}
         ids = []
         for token_id, piece in self._pieces(text):
@@ -105,10 +119,13 @@ class Tokenizer:
             ext_table: texts that stand for ids, before the vocabulary's own.
 
         Raises:
-            TokenizeError: an id is in neither; names it.
+            TokenizeError: an id is in neither; names it. Or ``ids`` are not integers, or ``ext_table`` not a dict of
+                ids and texts.
         """
-        table = ext_table or {}
-        return "".join([table[i] if i in table else self._text_of(i) for i in ids])
+        self._require_vocabulary()
+        table = exact_ext_table(ext_table)
+        numbers = map(exact_id, iterator_of(ids))
+        return "".join([table[i] if i in table else self._text_of(i) for i in numbers])
 
     def _text_of(self, token_id: int) -> str:
         token = self.id_to_token(token_id)
@@ -117,16 +134,21 @@ class Tokenizer:
     @staticmethod
     def escape(text: str) -> str:
         """Make ``text`` safe to encode as plain text: every ``<`` becomes ``<<``."""
-        return text.replace("<", "<<")
+        return exact_text(text).replace("<", "<<")
 
     @staticmethod
     def unescape(text: str) -> str:
         """Undo `escape`."""
-        return text.replace("<<", "<")
+        return exact_text(text).replace("<<", "<")
 
     def token_to_id(self, token: str) -> int | None:
-        """The id of a vocabulary entry (newline and space as themselves), or None."""
-        return self._ids.get(token)
+        """The id of a vocabulary entry (newline and space as themselves), or None.
+
+        Raises:
+            TokenizeError: ``token`` is not a string.
+        """
+        self._require_vocabulary()
+        return self._ids.get(exact_text(token))
 
     def id_to_token(self, token_id: int) -> str:
         r"""The vocabulary entry of an id (newline as ``"\n"``).
@@ -134,9 +156,11 @@ class Tokenizer:
         Raises:
             TokenizeError: the id is not in the vocabulary.
         """
-        if not 0 <= token_id < len(self._tokens):
-            raise TokenizeError(f"token id {token_id} is not in the vocabulary of {len(self._tokens)}")
-        return self._tokens[token_id]
+        self._require_vocabulary()
+        index = exact_id(token_id)
+        if not 0 <= index < len(self._tokens):
+            raise unknown_id(index, len(self._tokens))
+        return self._tokens[index]
 
     @property
     def tokens(self) -> tuple[str, ...]:

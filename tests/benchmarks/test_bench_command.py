@@ -10,6 +10,7 @@ import pytest
 
 from cpmbee import cli
 from cpmbee.bench import checks
+from cpmbee.bench.peers.registry import PEERS
 from cpmbee.bench.plan import Workload
 from cpmbee.cache_types import CacheType
 from cpmbee.config import ModelConfig
@@ -74,6 +75,18 @@ def test_one_command_measures_everything(folder: Path, tmp_path: Path, capsys: p
     assert (out / "decode-by-context.png").read_bytes().startswith(b"\x89PNG")
     assert bench(folder, "--out", out) == 1
     assert "there is a result already" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_peer_is_measured_or_its_absence_said(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ("--prompt", "64", "--answer", str(ANSWER), "--peers", "all", "--checkpoint", demo_checkpoint(), "--plot")
+    assert bench(folder, *options, "--out", out) == 0
+    raw = json.loads((out / "result.json").read_text(encoding="utf-8"))
+    measured = {raw["subjects"][cell["subject"]]["engine"] for cell in raw["cells"]}
+    skipped = {name for name in PEERS for label, _ in raw["skipped"] if name in label}
+    assert measured | skipped == {"cpmbee", *PEERS}
+    assert cli.main(["bench", "compare", str(out), str(out)]) == 0
 
 
 def test_beams_and_batches(folder: Path, tmp_path: Path) -> None:

@@ -153,13 +153,21 @@ def test_training_starts_where_characters_find_their_translations() -> None:
 
 
 def test_the_curve_is_drawn(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
+    rc_context = pytest.importorskip("matplotlib").rc_context
     points = [{"step": 1, "seconds": 1.0, "look-up": 1.4}, {"step": 2, "seconds": 2.0, "look-up": 1.0, "ccpm": 1.2}]
     held_out = [{"step": 2, "choice_accuracy": 0.5, "loss": 1.1}]
     bars = {"character overlap": {"held out": 0.7}, "translation table": {"held out": 0.8}}
-    results = {"curve": {"loss": points, "held_out": held_out}, "bars": bars, "options": {"lookup_steps": 1}}
-    plot(results, tmp_path / "curve.svg")
-    assert "<svg" in (tmp_path / "curve.svg").read_text(encoding="utf-8")
+    results = {
+        "curve": {"loss": points, "held_out": held_out},
+        "bars": bars,
+        "options": {"lookup_steps": 1},
+        "machine": {"cpu": "a processor", "cores": 2},
+        "parameters": 1_600_000,
+    }
+    with rc_context({"svg.fonttype": "none"}):  # text stays text
+        plot(results, tmp_path / "curve.svg")
+    drawn = (tmp_path / "curve.svg").read_text(encoding="utf-8")
+    assert "CCPM: 1.6 million parameters, trained in bf16 with one thread on a processor, 2 cores" in drawn
 
 
 @pytest.mark.skipif(not (DATA / "ccpm").is_dir(), reason=f"needs the CCPM files in {DATA}")

@@ -96,8 +96,69 @@ def test_other_circumstances_are_said() -> None:
         cell.rounds = [replace(each, bandwidth=[20e9]) for each in cell.rounds]
     text = markdown(before, after, differences(before, after))
     assert "NOT THE SAME MACHINE" in text
-    assert "not equally fast" in text
+    assert "memory, 2 threads: 40.0 GB/s, then 20.0" in text
     assert "only in one of them: model (prompt 512" in text
+
+
+def with_bandwidth(result: Result, factor: float, prompt: int = 128) -> Result:
+    """The result with memory so many times as fast beside the cells of one prompt."""
+    for cell in result.cells:
+        if cell.workload.prompt == prompt:
+            rates = [[factor * rate for rate in each.bandwidth] for each in cell.rounds]
+            cell.rounds = [replace(each, bandwidth=new) for each, new in zip(cell.rounds, rates, strict=True)]
+    return result
+
+
+@pytest.mark.parametrize("factor", [0.9, 1.1])
+def test_times_are_not_judged_where_memory_was_not_equally_fast(factor: float) -> None:
+    before, after = make_result(0), with_bandwidth(make_result(1, slowdown=1.5), factor)
+    for cell in after.cells:
+        cell.rounds = [replace(each, peak_resident=2 * (each.peak_resident or 0)) for each in cell.rounds]
+    found = differences(before, after)
+    for each in found:
+        slow_memory = "prompt 128" in each.cell
+        assert each.same_machine is not slow_memory
+        if each.metric.key in ("decode_tokens_per_s", "prefill_tokens_per_s", "step_p50_s"):
+            assert each.verdict == ("" if slow_memory else "worse")
+        if each.metric.key == "peak_resident_bytes":
+            assert each.verdict == "worse"  # memory taken does not depend on how fast it is
+    text = markdown(before, after, found)
+    assert "- 1 of 2 cells are not judged by their times (~): memory beside them" in text
+    assert "by more than 5%: model (prompt 128" in text
+    rows = [line for line in text.splitlines() if "decode, tokens/s" in line]
+    assert [row.endswith("| ~ |") for row in rows] == ["prompt 128" in row for row in rows]
+
+
+@pytest.mark.parametrize("factor", [0.96, 1.0, 1.04])
+def test_bandwidths_that_are_about_the_same_do_not_matter(factor: float) -> None:
+    before, after = make_result(0), with_bandwidth(make_result(1, slowdown=1.5), factor)
+    assert verdicts(before, after)["decode_tokens_per_s"] == {"worse"}
+    assert "(~)" not in markdown(before, after, differences(before, after))
+
+
+def test_cells_without_bandwidth_are_judged() -> None:
+    before, after = make_result(0), make_result(1, slowdown=1.5)
+    for cell in before.cells:
+        cell.rounds = [replace(each, bandwidth=[]) for each in cell.rounds]
+    assert verdicts(before, after)["decode_tokens_per_s"] == {"worse"}
+
+
+def test_the_command_takes_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, slowdown in (("before", 1.0), ("after", 1.1)):
+        (tmp_path / name).mkdir()
+        make_result(0, slowdown=slowdown).write(tmp_path / name / "result.json")
+    assert main([str(tmp_path / "before"), str(tmp_path / "after" / "result.json")]) == 1
+    assert "worse" in capsys.readouterr().out
+
+
+def test_folders_without_a_result_say_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no result\.json in this folder; cpmbee bench --out FOLDER writes one$"):
+        Result.read(tmp_path)
+    for number in range(9):
+        make_result(0).write(tmp_path / f"{number}.json")
+    (tmp_path / "table.md").touch()
+    with pytest.raises(ConfigError, match=r"name one of its files: 0\.json, .*, 7\.json, \.\.\.$"):
+        Result.read(tmp_path)
 
 
 def test_a_result_reads_back_as_it_was(tmp_path: Path) -> None:

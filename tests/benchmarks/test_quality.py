@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cpmbee import native
 from cpmbee.bench.draws import redrawn
 from cpmbee.bench.peers.dynamic_quantize import by_output, write_folder
+from cpmbee.bench.peers.graph_rules import PEER_RULES
 from cpmbee.bench.quality import compared, divided, reference, write_jsonl
 from cpmbee.config import ModelConfig
 from cpmbee.engine import Engine
+from cpmbee.errors import ModelFolderError
 from cpmbee.export import export
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.quality import measure
@@ -19,6 +22,7 @@ from cpmbee.export.sources import open_source
 from cpmbee.export.transcripts import Transcript, make_transcript
 from cpmbee.folder import open_folder
 from cpmbee.model.tensor_names import expected_tensors, is_linear
+from cpmbee.session import OrtBackend
 from cpmbee.tokenizer import Tokenizer
 from tests.export.cases import make_checkpoint
 from tests.model.factory import tiny_config
@@ -79,12 +83,17 @@ def test_folder_with_other_products(tmp_path: Path) -> None:
     checkpoint = make_checkpoint(tmp_path / "checkpoint")
     export(checkpoint, tmp_path / "ours", "int8", block_size=32, verify=False)
     write_folder(tmp_path / "ours", tmp_path / "theirs")
-    open_folder(tmp_path / "theirs", verify_hashes=True)
+    folder = open_folder(tmp_path / "theirs", verify_hashes=True, rules=PEER_RULES)
+    with pytest.raises(ModelFolderError, match="not a graph that cpmbee export writes"):
+        open_folder(tmp_path / "theirs")
     asked = transcripts(checkpoint, options=False)
     expected = reference(checkpoint, asked)
     rows = max(made.num_tokens for made in asked)
     model = OnnxModel(tmp_path / "theirs" / "model.onnx", rows, use_native=False)
-    assert measure(model, asked, expected).kl < 1e-2
-    assert Engine.from_pretrained(tmp_path / "theirs").generate({"input": "abc", "<ans>": ""}, max_new_tokens=2)
+    # Without VNNI, ONNX Runtime adds pairs of byte products in 16 bits, which saturate; ours do not.
+    exact = "vnni" in native.kernels()["QuantizedLinear"]
+    assert measure(model, asked, expected).kl < (1e-2 if exact else 0.5)
+    engine = Engine(OrtBackend(folder, num_threads=1), Tokenizer.from_file(folder.vocabulary))
+    assert engine.generate({"input": "abc", "<ans>": ""}, max_new_tokens=2)
     manifest = json.loads((tmp_path / "theirs" / "engine.json").read_text())
     assert "dynamic.data" in manifest["files"]

@@ -4,8 +4,12 @@ import csv
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
 from cpmbee.bench import plots
 from cpmbee.bench.metrics import summarize
@@ -111,6 +115,81 @@ def test_sheet_has_medians_and_extremes() -> None:
     for row in rows:
         low, median, high = (float(row[f"decode_tokens_per_s{end}"]) for end in ("_low", "", "_high"))
         assert low < median < high
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures as they are saved."""
+    saved: list[Figure] = []
+    save = Figure.savefig
+
+    def savefig(self: Figure, *arguments: Any, **options: Any) -> None:
+        save(self, *arguments, **options)
+        saved.append(self)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return saved
+
+
+def title(figure: Figure) -> str:
+    return figure.get_suptitle()
+
+
+def test_titles_say_what_was_measured_where(tmp_path: Path, figures: list[Figure]) -> None:
+    result = make_result(0, threads=(1, 2), prompts=(128,))
+    plots.draw(result, tmp_path)
+    for figure in figures:
+        for text in ("model (int4)", "a processor, 2 cores", "prompt 128", "batch 1"):
+            assert text in title(figure)
+    assert title(figures[0]).startswith("Decoding and prefill by threads\n")
+    assert "threads 1" not in title(figures[0])  # they are along the axis
+    assert "median of 3 processes, bars from the least to the largest" in title(figures[0])
+    plots.draw(make_result(0, prompts=(128, 512), rounds=1), tmp_path)
+    assert "threads 2" in title(figures[-1])
+    assert any("one process for each point" in title(figure) for figure in figures)
+
+
+def test_precision_is_said_where_a_label_does_not(tmp_path: Path, figures: list[Figure]) -> None:
+    result = make_result(0)
+    result.subjects["model-int4"] = {**SUBJECT, "label": "model-int4"}
+    result.cells += [Cell("model-int4", cell.workload, cell.rounds) for cell in result.cells]
+    plots.draw(result, tmp_path)
+    for figure in figures:
+        labels = figure.axes[-1].get_legend_handles_labels()[1]
+        assert labels == ["model (int4)", "model-int4"]
+
+
+def test_bars_reach_from_the_least_to_the_largest_process(tmp_path: Path, figures: list[Figure]) -> None:
+    result = make_result(0, noise=0.2)
+    plots.draw(result, tmp_path)
+    axes = figures[0].axes[0]
+    (bars,) = axes.containers
+    assert isinstance(bars, ErrorbarContainer)
+    ends = [segment[:, 1].tolist() for segment in bars[2][0].get_segments()]
+    for end, cell in zip(ends, result.cells, strict=True):
+        values = summarize(result, cell)["decode_tokens_per_s"].values
+        assert end == pytest.approx([min(values), max(values)])
+    low, high = axes.get_ylim()
+    assert low == 0
+    assert high >= max(map(max, ends))
+
+
+def test_nothing_is_outside_of_a_picture_or_on_top_of_something_else(tmp_path: Path, figures: list[Figure]) -> None:
+    result = make_result(0, threads=(1, 2))
+    for number in range(20):
+        label = f"a model with a long name, number {number}"
+        result.subjects[label] = {**SUBJECT, "label": label, "model": label}
+        result.cells += [Cell(label, cell.workload, cell.rounds) for cell in result.cells[:4]]
+        result.quality[label] = {"kl": number * 1e-7}
+    files = plots.draw(result, tmp_path)
+    assert len(files) == 5
+    for file, figure in zip(files, figures, strict=True):
+        pixels = imread(file)[:, :, :3]
+        assert all((edge == 1).all() for edge in (pixels[:5], pixels[-5:], pixels[:, :5], pixels[:, -5:]))  # white
+        heading = figure._suptitle.get_window_extent()  # type: ignore[attr-defined]
+        legend = figure.axes[-1].get_legend().get_window_extent()
+        assert not heading.overlaps(legend)
+        assert not any(heading.overlaps(axes.get_window_extent()) for axes in figure.axes)
 
 
 def test_pictures_are_drawn_only_where_there_is_data(tmp_path: Path) -> None:

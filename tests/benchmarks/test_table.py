@@ -50,18 +50,21 @@ def test_models_go_when_no_later_group_needs_them(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         (folder / "file").touch()
         folder.with_name(f"{folder.name}.origin.json").touch()
-    (peers / "2b-int4.gguf").touch()
+    for name in ("2b-int4.gguf", "2b-int4.gguf.origin.json", "2b-int4.txt"):
+        (peers / name).touch()
+    (tmp_path / "2b-int4.origin.json").rename(tmp_path / "kept")  # so that the folder is somebody's
     one, other = (Group("2b", (precision,), (), (8,)) for precision in ("int4", "int8"))
 
     def there() -> set[str]:
         return {path.name for path in (*tmp_path.iterdir(), *peers.iterdir()) if "origin" not in path.name} - {"peers"}
 
+    foreign = {"2b-int4.txt", "2b-int4", "kept"}  # have no note
     table.delete_models(tmp_path, one, [one, other])
-    assert there() == {*names, "2b-int4-genai", "2b-int8-genai", "2b-int4.gguf"}
+    assert there() == {*names, "2b-int4-genai", "2b-int8-genai", "2b-int4.gguf", *foreign}
     table.delete_models(tmp_path, one, [other])
-    assert there() == {"2b", "2b-int8", "1b-int4", "2b-int8-genai"}
+    assert there() == {"2b", "2b-int8", "1b-int4", "2b-int8-genai", *foreign}
     table.delete_models(tmp_path, other, [])
-    assert there() == {"1b-int4"}
+    assert there() == {"1b-int4", *foreign}
     assert len(list(tmp_path.rglob("*.origin.json"))) == 1
 
 

@@ -1,89 +1,133 @@
-"""The pool of rows: promises are kept, nothing is handed out twice, nobody waits for ever."""
+"""The pool of rows: nothing is leased twice, and what nobody holds any more comes back by itself."""
 
 from __future__ import annotations
 
-import gc
 import random
 import threading
 import time
 
 import pytest
 
-from cpmbee.cache import CachePool
-from cpmbee.errors import CacheFullError
+from cpmbee.cache import CachePool, Lease
+from cpmbee.errors import CacheFullError, InferenceError
 
 
-def reserve(pool: CachePool, rows: int) -> int:
-    """Reserve, waiting for other threads if need be."""
-    with pool.lock:
-        while (owner := pool.reserve(rows)) is None:
-            pool.wait(rows)
-    return owner
+class Holder:
+    """An owner that a test makes."""
+
+    def __init__(self) -> None:
+        self.abandoned = False
+        self.driven = False
+        self.driver = 0
+
+    def help(self) -> None:
+        raise AssertionError
 
 
-def test_rows_are_handed_out_once_low_ones_first() -> None:
-    pool = CachePool(10)
-    assert pool.reserve(10) is not None
-    first = pool.take_many(4).tolist()
-    assert first == [1, 2, 3, 4]
-    rest = [pool.take() for _ in range(6)]
-    assert sorted(first + rest) == list(range(1, 11))
-    pool.release(first)
-    assert pool.used == 6
-    assert sorted(pool.take_many(4).tolist()) == first
+def lease(pool: CachePool, rows: int, owner: Holder) -> Lease:
+    found = pool.reserve([rows], owner)
+    assert found is not None
+    return found[0]
 
 
-def test_reservations() -> None:
-    pool = CachePool(10)
-    owner = pool.reserve(7)
-    assert owner is not None
-    assert pool.reserve(4) is None
-    with pool.lock, pytest.raises(CacheFullError, match="needs 4 cache rows and 3 of 10"):
-        pool.wait(4)
+def test_rows_are_leased_once_low_ones_first() -> None:
+    pool, owner = CachePool(10), Holder()
+    first = lease(pool, 4, owner)
+    second = lease(pool, 6, owner)
+    assert (first.rows.tolist(), second.rows.tolist()) == ([1, 2, 3, 4], [5, 6, 7, 8, 9, 10])
+    assert pool.used == 0
+    assert first.take_many(2).tolist() == [1, 2]
+    assert first.take() == 3
+    assert pool.used == 3
+    first.give_back([2])
+    assert first.take() == 2
+    pool.audit()
+    assert pool.reserve([1], owner) is None
+    first.close()
+    assert lease(pool, 4, owner).rows.tolist() == [1, 2, 3, 4]
+
+
+def test_all_or_none() -> None:
+    pool, owner = CachePool(10), Holder()
+    leases = pool.reserve([3, 4], owner)
+    assert leases is not None
+    assert [len(part.rows) for part in leases] == [3, 4]
+    assert pool.reserve([2, 2], owner) is None
+    assert pool.reserve([2, 1], owner) is not None
     with pytest.raises(CacheFullError, match=r"needs 11 cache rows .* there are 10"):
-        pool.reserve(11)
-    pool.unreserve(owner, 7)
-    assert pool.reserved == 0
-    assert pool.reserve(10) is not None
+        pool.reserve([6, 5], owner)
 
 
-def test_pressure_makes_room() -> None:
-    pool = CachePool(10)
-    owner = pool.reserve(6)
-    assert owner is not None
-    pool.keep(owner, 6)
+def test_rows_come_back_when_a_lease_its_owner_or_its_work_is_gone() -> None:
+    pool, owner = CachePool(10), Holder()
+    held = lease(pool, 10, owner)
+    held.take()
+    owner.abandoned = True
+    assert pool.used == 0
+    lease(pool, 10, owner := Holder())  # nobody refers to it
+    held = lease(pool, 10, owner)
+    del owner  # the lease alone, in a traceback that somebody keeps, is worth nothing
+    assert pool.leases() == []
+    assert held.rows is not None
+
+
+def test_kept_rows_give_way_but_not_those_that_are_needed() -> None:
+    pool, owner = CachePool(10), Holder()
+    kept = lease(pool, 6, owner)
+    kept.keep()
     asked = []
 
-    def evict(rows: int) -> None:
-        asked.append(rows)
-        pool.unreserve(0, 6)
+    def evict(rows: int, needed: object) -> None:
+        asked.append((rows, needed))
+        kept.close()
 
     pool.on_pressure(evict)
-    assert pool.reserve(4) is not None
+    lease(pool, 4, owner)
     assert asked == []
-    assert pool.reserve(5) is not None
-    assert asked == [5]
+    hold = pool.reserve([5], owner, [kept])
+    assert hold is not None
+    assert asked == [(1, [kept])]
 
 
-def test_waiting_ends_when_another_thread_is_done() -> None:
+def test_a_damaged_pool_is_noticed() -> None:
+    pool, owner = CachePool(10), Holder()
+    first, second = lease(pool, 4, owner), lease(pool, 4, owner)
+    pool.audit()
+    first.give_back([3])
+    with pytest.raises(InferenceError, match="taken twice"):
+        pool.audit()
+    first.close()
+    second.rows = second.rows - 4
+    third = lease(pool, 2, owner)
+    third.rows = second.rows[:2]
+    third._free.clear()
+    second._free.clear()
+    with pytest.raises(InferenceError, match="two requests"):
+        pool.audit()
+
+
+def test_whoever_waits_is_told_when_rows_come_back() -> None:
     pool = CachePool(10)
-    order: list[str] = []
+    waiting = threading.Event()
+    waited: list[float] = []
 
-    def other() -> None:
-        owner = reserve(pool, 8)
-        held.set()
-        time.sleep(0.05)
-        order.append("released")
-        pool.unreserve(owner, 8)
+    def wait() -> None:
+        waiting.set()
+        start = time.monotonic()
+        pool.pause(60)
+        waited.append(time.monotonic() - start)
 
-    held = threading.Event()
-    thread = threading.Thread(target=other)
+    thread = threading.Thread(target=wait)
     thread.start()
-    held.wait()
-    reserve(pool, 5)
-    order.append("reserved")
-    thread.join()
-    assert order == ["released", "reserved"]
+    waiting.wait(10)
+    assert thread.ident is not None
+    while not pool.waits(thread.ident):
+        time.sleep(0.001)
+    pool.ring()
+    thread.join(30)
+    assert waited
+    assert not pool.waits(thread.ident)
+    assert pool.waits(threading.get_ident()), "whoever asks"
 
 
 def test_threads_never_share_a_row() -> None:
@@ -93,17 +137,16 @@ def test_threads_never_share_a_row() -> None:
 
     def work(name: int) -> None:
         rng = random.Random(name)
+        owner = Holder()
         for _ in range(200):
-            count = rng.randint(1, 20)
-            owner = reserve(pool, count)
-            rows = pool.take_many(count).tolist()
+            while (found := pool.reserve([rng.randint(1, 20)], owner)) is None:
+                pool.pause(0.01)
+            rows = found[0].rows.tolist()
+            clashes.extend(row for row in rows if holders.setdefault(row, name) != name)
             for row in rows:
-                if holders.setdefault(row, name) != name:
-                    clashes.append(row)
-            for row in rows:
-                del holders[row]
-            pool.release(rows)
-            pool.unreserve(owner, count)
+                holders.pop(row, None)
+            found[0].close()
+            pool.ring()
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -111,55 +154,4 @@ def test_threads_never_share_a_row() -> None:
     for thread in threads:
         thread.join(30)
     assert not clashes
-    assert (pool.used, pool.reserved) == (0, 0)
-
-
-def test_threads_that_wait_for_each_other_are_told_so() -> None:
-    pool = CachePool(10)
-    told: list[int] = []
-    both_hold = threading.Barrier(2)
-
-    def work(name: int) -> None:
-        owner = pool.reserve(5)
-        assert owner is not None
-        both_hold.wait(10)
-        try:
-            reserve(pool, 3)
-        except CacheFullError:
-            told.append(name)
-        else:
-            pool.unreserve(owner, 3)
-        pool.unreserve(owner, 5)
-
-    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    assert not any(thread.is_alive() for thread in threads)
-    assert len(told) == 1, "one is told, which lets the other go on"
-    assert pool.reserved == 0
-
-
-def test_rows_that_only_garbage_holds_come_back_to_whoever_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = CachePool(10)
-    monkeypatch.setattr("cpmbee.cache.PATIENCE", 0.01)
-
-    class Abandoned:
-        def __init__(self) -> None:
-            self.me = self
-            self.owner = reserve(pool, 8)
-
-        def __del__(self) -> None:
-            pool.unreserve(self.owner, 8)
-
-    gc.disable()
-    try:
-        other = threading.Thread(target=Abandoned)
-        other.start()
-        other.join()
-        assert pool.reserved == 8
-        reserve(pool, 5)
-    finally:
-        gc.enable()
-    assert pool.reserved == 5
+    assert (pool.used, pool.leases()) == (0, [])

@@ -14,7 +14,7 @@ import pytest
 
 import cpmbee
 from cpmbee import native
-from cpmbee.cache_types import CACHE_TYPES, CacheType
+from cpmbee.cache_types import CACHE_TYPES, CacheArrays, CacheType
 from cpmbee.export.exporter import export
 from cpmbee.folder import open_folder
 from cpmbee.session import OrtBackend
@@ -98,5 +98,14 @@ def test_a_graph_whose_cache_nothing_can_hold(folder_of: Callable[[CacheType], P
     entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     copy = edited_copy(folder_of("fp32"), tmp_path, "files", {name: entry})
     (copy / name).write_bytes(content)
-    with pytest.raises(cpmbee.CacheFullError, match="no memory for a cache of 256 tokens"):
-        OrtBackend(open_folder(copy), num_threads=1)
+    with pytest.raises(cpmbee.ModelFolderError, match=r"input key_cache\.0 is declared as"):
+        open_folder(copy)
+
+
+def test_no_memory_for_the_cache(folder_of: Callable[[CacheType], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(self: CacheArrays, rows: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("cpmbee.cache_types.CacheArrays.zeros", no_memory)
+    with pytest.raises(cpmbee.CacheFullError, match="no memory for a cache of 99 tokens"):
+        OrtBackend(open_folder(folder_of("fp32")), num_threads=1, cache_tokens=99)

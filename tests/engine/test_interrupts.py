@@ -1,68 +1,58 @@
-"""Ctrl-C at any line: rows are never given to two, and none is lost for the requests after it."""
+"""Ctrl-C wherever it may come: nothing hangs, no row is lost or given to two, and the next answers are right."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from types import FrameType
-from typing import Any
+import gc
 
 import pytest
 
-import cpmbee
-from tests.engine.backends import TableBackend
-from tests.model.factory import VOCABULARY, tiny_config
+from tests.engine.interrupts import Calls, interrupted
 
-REQUESTS = [{"input": text, "<ans>": {"a": "", "b": ""}} for text in ("今天", "ab")]
-EXAMPLES = [{"input": "天气", "<ans>": "好"}, {"input": "b", "<ans>": "c"}]
-BOOK_KEEPING = ("cache.py", "examples.py", "row_keeper.py", "scheduler.py", "step_batch.py", "scoring.py")
-STRIDE = 5  # of the lines that are interrupted, one after the other
+STRIDE = 83  # of the places that are interrupted, one after the other; `python -m tests.engine.interrupts` tries all
+NAMES = list(Calls().all)
 
 
-def interrupted(call: Callable[[], object], line: int) -> bool:
-    """Interrupt a call at the given line of all that do book-keeping; False if it ends before."""
-    count = 0
-
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal count
-        if not frame.f_code.co_filename.endswith(BOOK_KEEPING):
-            return None
-        if event == "line":
-            count += 1
-            if count == line:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return trace
-
-    sys.settrace(trace)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupt_at_any_place(name: str) -> None:
+    calls, place = Calls(), 1
+    gc.disable()
     try:
-        call()
-    except KeyboardInterrupt:
-        return True
+        while interrupted(calls.all[name], place):
+            assert calls.check() == "", f"place {place}"
+            place += STRIDE
     finally:
-        sys.settrace(None)
-    return False
+        gc.enable()
+    assert place > 5 * STRIDE
 
 
-@pytest.mark.parametrize("what", ["generate", "score"])
-def test_an_interrupt_at_any_line(what: str) -> None:
-    engine = cpmbee.Engine(TableBackend(tiny_config(), cache_rows=200), cpmbee.Tokenizer(VOCABULARY))
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_come_back_although_somebody_keeps_the_exception(name: str) -> None:
+    calls, kept = Calls(), []
+    for place in range(11, 100000, 7 * STRIDE):
+        try:
+            calls_it_through = not raised(calls, name, place)
+        except KeyboardInterrupt as error:
+            kept.append(error)  # and with it every frame that it came through
+            calls_it_through = False
+        if calls_it_through:
+            break
+        answers = calls.answers()
+        assert answers == calls.expected
+    assert kept
 
-    def call() -> object:
-        if what == "score":
-            return engine.score(REQUESTS[0], [{"a": "天", "b": ""}, {"a": "", "b": "b"}], EXAMPLES[:1])
-        return engine.generate(REQUESTS, EXAMPLES, beam_size=2, max_new_tokens=6)
 
-    def answers() -> object:
-        return [result.answer for result in engine.generate(REQUESTS, EXAMPLES, beam_size=2, max_new_tokens=6)]
+def raised(calls: Calls, name: str, place: int) -> bool:
+    """Like `interrupted`, but the exception leaves."""
+    failure: list[BaseException] = []
 
-    expected = answers()
-    kept = engine.cache_usage.kept
-    line = 1
-    while interrupted(call, line):
-        assert answers() == expected
-        assert (engine.cache_usage.used, engine.cache_usage.kept) == (0, kept)
-        free = engine._pool._free
-        assert len(set(free)) == len(free)
-        line += STRIDE
-    assert line > 200
+    def call() -> None:
+        try:
+            calls.all[name]()
+        except KeyboardInterrupt as error:
+            failure.append(error)
+            raise
+
+    done = interrupted(call, place)
+    if failure:
+        raise failure[0]
+    return done

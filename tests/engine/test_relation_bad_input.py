@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cpmbee import _prompt, _relation
+from cpmbee import _prompt
 from cpmbee.columns import SAMPLE
 from cpmbee.errors import PromptError
 from tests.engine.relation_cases import REQUEST, SMALL, TOKENIZER, both, columns_with, matrix
@@ -31,11 +31,15 @@ def test_an_output_that_does_not_fit_is_refused(module: Any, case: str) -> None:
         module.RelationBuilder(SMALL).fill(out, layout, -1 if case == "start" else 0)
 
 
-def test_compiled_rows_are_contiguous() -> None:
-    layout = _relation.TokenLayout.from_prompt(_prompt.encode_prompt(REQUEST, TOKENIZER))
-    out = np.empty((len(layout), len(layout)), np.int16, order="F")
+@both
+def test_rows_are_contiguous_and_do_not_overlap(module: Any) -> None:
+    layout = module.TokenLayout.from_prompt(_prompt.encode_prompt(REQUEST, TOKENIZER))
+    n = len(layout)
     with pytest.raises(ValueError, match="contiguous"):
-        _relation.RelationBuilder(SMALL).fill(out, layout)
+        module.RelationBuilder(SMALL).fill(np.empty((n, n), np.int16, order="F"), layout)
+    overlapping = np.lib.stride_tricks.as_strided(np.empty(3 * n, np.int16), (n, n), (4, 2))
+    with pytest.raises(ValueError, match="overlap"):
+        module.RelationBuilder(SMALL).fill(overlapping, layout)
 
 
 @both

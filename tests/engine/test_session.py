@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import cpmbee
-from cpmbee import native, onnxruntime_import
+from cpmbee import native
 from cpmbee.folder import open_folder
 from cpmbee.machine import physical_cores, physical_memory
 from cpmbee.session import OrtBackend
@@ -47,18 +47,6 @@ def test_the_environment_turns_native_kernels_off(small_folder: Path) -> None:
     assert run.stdout.strip("\n") == engine.generate(REQUEST, max_new_tokens=8, beam_size=2).answer
 
 
-def test_both_runtimes_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime_import, "_is_installed", lambda name: True)
-    with pytest.raises(cpmbee.DependencyError, match="both installed"):
-        onnxruntime_import.import_onnxruntime()
-
-
-def test_no_runtime(small_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r'pip install "cpmbee\[cpu\]"'):
-        cpmbee.Engine.from_pretrained(small_folder)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -85,7 +73,7 @@ def test_subscripts_that_half_precision_cannot_hold(small_folder: Path) -> None:
     def ask(count: int) -> None:
         data = {"input": "".join(f"<option_{i}>" for i in range(count)), "<ans>": ""}
         prompt = encode_prompt(data, engine.tokenizer)
-        make_request(prompt, 0, engine.tokenizer, half, engine.generation_config)
+        make_request(prompt, engine.tokenizer, half, engine.generation_config)
 
     ask(4095)  # subscripts up to 4,094
     with pytest.raises(cpmbee.PromptError, match="4096 different special"):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cpmbee
+from cpmbee.folder import open_folder
+from cpmbee.runner import Runner
+from cpmbee.session import OrtBackend
+from tests.engine.backends import WatchedBackend
 
 REQUEST = {"input": "今天<option_0>天气", "x": "☃", "<ans>": {"a": "", "b": {"c": "", "d": ""}}}
 WAYS = [{}, {"beam_size": 3}, {"beam_size": 4, "repetition_penalty": 1.5}, {"temperature": 2.0, "seed": 7}]
@@ -68,12 +74,168 @@ def test_left_streams_return_their_rows(engine: cpmbee.Engine) -> None:
     assert never_begun.result.answer == {"a": None, "b": {"c": None, "d": None}}
 
 
-def test_an_unfinished_stream_that_holds_the_cache_is_an_error_not_a_deadlock(engine: cpmbee.Engine) -> None:
+def test_a_call_that_needs_the_rows_of_a_stream_nobody_reads_carries_it_on(engine: cpmbee.Engine) -> None:
+    alone = engine.generate(REQUEST, max_new_tokens=400)
     with engine.stream(REQUEST, max_new_tokens=400) as stream:
-        next(stream)
-        with pytest.raises(cpmbee.CacheFullError, match="close the streams"):
+        pieces = [next(stream)]
+        assert engine.generate(REQUEST, max_new_tokens=400).answer == alone.answer
+        pieces += stream
+        assert stream.result.answer == alone.answer
+        assert stream.result.finish_reason == alone.finish_reason
+    text = "".join(piece.text for piece in pieces if piece.path == ("a",))
+    assert text == alone.answer["a"]
+
+
+def test_streams_read_by_a_pool_of_threads_wait_for_each_other(small_folder: Path) -> None:
+    options = {"max_new_tokens": 100}
+    rows = cpmbee.Engine.from_pretrained(small_folder, num_threads=1).cache_rows(REQUEST, **options)
+    engine = cpmbee.Engine.from_pretrained(small_folder, num_threads=1, cache_tokens=rows + rows // 2)
+    expected = engine.generate(REQUEST, **options).answer
+
+    async def read(pool: ThreadPoolExecutor) -> object:
+        loop, stream = asyncio.get_running_loop(), engine.stream(REQUEST, **options)
+        while await loop.run_in_executor(pool, next, stream, None) is not None:
+            pass
+        return stream.result.answer
+
+    async def read_all() -> list[object]:
+        with ThreadPoolExecutor(2) as pool:  # fewer threads than streams: each step may be any thread's
+            return await asyncio.wait_for(asyncio.gather(*(read(pool) for _ in range(5))), 60)
+
+    assert asyncio.run(read_all()) == [expected] * 5
+    engine._pool.audit()
+
+
+def test_a_stream_whose_thread_has_ended_holds_nobody_up(engine: cpmbee.Engine) -> None:
+    streams: list[cpmbee.Stream] = []
+
+    def begin() -> None:
+        streams.append(engine.stream(REQUEST, max_new_tokens=400))
+        next(streams[0])
+
+    thread = threading.Thread(target=begin)
+    thread.start()
+    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(engine.generate, REQUEST, max_new_tokens=400).result(60).answer is not None
+    streams[0].close()
+
+
+def test_a_stream_that_waits_for_rows_can_be_closed_by_whoever_holds_them(engine: cpmbee.Engine) -> None:
+    busy = threading.Event()
+    end = threading.Event()
+
+    def hold(step: int) -> bool:
+        busy.set()
+        return not end.wait(30)
+
+    with ThreadPoolExecutor(2) as pool:
+        holding = pool.submit(engine.generate, REQUEST, max_new_tokens=400, on_step=hold)
+        busy.wait(10)
+        waiting = engine.stream(REQUEST, max_new_tokens=400)
+        reading = pool.submit(list, waiting)
+        while not waiting._task.driven:
+            pass
+        waiting.close()
+        assert waiting.result.finish_reason == "cancelled"
+        assert reading.result(10) == []
+        end.set()
+        holding.result(30)
+    assert engine.cache_usage.used == 0
+
+
+def test_a_generation_inside_a_callback_of_one_that_holds_the_cache_is_told_so(engine: cpmbee.Engine) -> None:
+    told: list[str] = []
+
+    def nested(step: int) -> bool:
+        try:
             engine.generate(REQUEST, max_new_tokens=400)
+        except cpmbee.CacheFullError as error:
+            told.append(str(error))
+        return False
+
+    engine.generate(REQUEST, max_new_tokens=400, on_step=nested)
+    assert len(told) == 1
+    assert "callback" in told[0]
     assert engine.generate(REQUEST, max_new_tokens=400).answer is not None
+
+
+def test_two_callbacks_that_wait_for_each_other_are_told_so(small_folder: Path) -> None:
+    options = {"max_new_tokens": 50}
+    rows = cpmbee.Engine.from_pretrained(small_folder, num_threads=1).cache_rows(REQUEST, **options)
+    engine = cpmbee.Engine.from_pretrained(small_folder, num_threads=1, cache_tokens=2 * rows)
+    both, told = threading.Barrier(2), []
+
+    def nested(step: int) -> bool:
+        both.wait(30)
+        try:
+            engine.generate(REQUEST, **options)
+        except cpmbee.CacheFullError as error:
+            told.append(error)
+        return False
+
+    with ThreadPoolExecutor(2) as pool:
+        for call in [pool.submit(engine.generate, REQUEST, on_step=nested, **options) for _ in range(2)]:
+            call.result(60)
+    assert told, "one at least, which lets the other go on"
+
+
+def test_the_error_of_a_step_that_somebody_else_made_is_the_streams_own(small_folder: Path) -> None:
+    backend = OrtBackend(open_folder(small_folder), num_threads=1, cache_tokens=512)
+    broken: list[bool] = []
+
+    def watch(runner: Runner) -> None:
+        if broken and len(runner.logits) == 1 and runner.input_ids.shape[1] == 1:
+            runner.logits[:] = np.nan
+
+    engine = cpmbee.Engine(WatchedBackend(backend, watch), cpmbee.Tokenizer.from_file(small_folder / "vocab.txt"))
+    stream = engine.stream(REQUEST, max_new_tokens=400)
+    next(stream)
+    broken.append(True)
+    engine.generate(
+        REQUEST, max_new_tokens=1 + 512 - engine.cache_rows(REQUEST, max_new_tokens=1), on_step=lambda _: False
+    )
+    with pytest.raises(cpmbee.InferenceError, match="not finite"):
+        list(stream)
+    assert list(stream) == []
+    assert stream.result.finish_reason == "cancelled"
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0}, {"beam_size": 2}])
+def test_a_stream_whose_first_step_fails_says_why(small_folder: Path, options: dict[str, float]) -> None:
+    backend = OrtBackend(open_folder(small_folder), num_threads=1, cache_tokens=512)
+
+    def watch(runner: Runner) -> None:
+        runner.logits[:] = np.nan
+
+    engine = cpmbee.Engine(WatchedBackend(backend, watch), cpmbee.Tokenizer.from_file(small_folder / "vocab.txt"))
+    with pytest.raises(cpmbee.InferenceError, match="not finite"), engine.stream(REQUEST, **options) as stream:
+        next(stream)
+    assert stream.result.answer == {"a": None, "b": {"c": None, "d": None}}
+
+
+def test_pieces_that_wait_are_gone_after_close(engine: cpmbee.Engine) -> None:
+    stream = engine.stream(REQUEST, max_new_tokens=400)
+    next(stream)
+    engine.generate(REQUEST, max_new_tokens=400)  # carries the stream on: pieces wait
+    stream.close()
+    assert next(stream, None) is None
+    assert stream.result.finish_reason in ("stop", "length")
+
+
+def test_a_signal_handler_that_closes_the_stream_it_interrupts(engine: cpmbee.Engine) -> None:
+    streams: list[cpmbee.Stream] = []
+
+    def close(runner: Runner) -> None:
+        streams[0].close()
+        with pytest.raises(cpmbee.InferenceError, match="interrupts its own"):
+            next(streams[0])
+
+    watched = cpmbee.Engine(WatchedBackend(engine._backend, close), engine.tokenizer)
+    streams.append(watched.stream(REQUEST, max_new_tokens=100))
+    assert next(streams[0], None) is None
+    assert streams[0].result.finish_reason == "cancelled"
+    assert watched.cache_usage.used == 0
 
 
 def test_a_stream_can_be_closed_from_another_thread(engine: cpmbee.Engine) -> None:

@@ -58,6 +58,14 @@ def test_an_absurd_file_is_refused(cls: type[Any], tmp_path: Path, monkeypatch: 
 
 
 @both
+def test_too_many_tokens_are_refused_early(cls: type[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vocabulary, "MAX_TOKENS", len(TOKENS))
+    assert cls.from_file(write(tmp_path, *TOKENS)).vocab_size == len(TOKENS)
+    with pytest.raises(VocabularyError, match=rf"vocab\.txt:{len(TOKENS) + 1}: more than {len(TOKENS)} tokens"):
+        cls.from_file(write(tmp_path, *TOKENS, "more"))
+
+
+@both
 def test_an_absent_file_is_named(cls: type[Any], tmp_path: Path) -> None:
     with pytest.raises(VocabularyError, match=r"nowhere\.txt: cannot read"):
         cls.from_file(tmp_path / "nowhere.txt")

@@ -60,3 +60,12 @@ def test_exit_codes(
     if code == 1:
         assert capsys.readouterr().err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["export", "base", "out"], ["verify", "out", "base"], ["finetune", "base", "x", "out"], ["eval", "x", "y"]],
+)
+def test_two_deltas_are_refused_before_anything_is_read(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--lora", "one", "--lora", "two"]) == 2
+    assert "--lora is given twice; merge one of them first" in capsys.readouterr().err

@@ -108,7 +108,7 @@ def test_answers_that_nobody_can_write(request_: dict[str, Any], problem: str) -
         ("[" * 100_000, "line 1: not JSON"),
         ('\n["<ans>"]', "line 2: not a request"),
         ('{"input": ""}', "line 1: not a request"),
-        (None, "cannot be read"),
+        (None, "cannot read requests"),
     ],
 )
 def test_files_that_hold_no_requests(content: str | None, problem: str, tmp_path: Path) -> None:

@@ -128,6 +128,93 @@ def test_tied_head(tmp_path: Path, file: str) -> None:
             open_checkpoint(write_state(tmp_path, state, file))
 
 
+PREFIXES = ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.model."]
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("prefix", [*PREFIXES, "module.cpmbee."])
+def test_prefixes_of_wrappers(tmp_path: Path, prefix: str, file: str) -> None:
+    model = random_model()
+    state = state_of(model, prefix)
+    assert_opens_as(write_state(tmp_path, state, file), model)
+    state[prefix.removesuffix("cpmbee.") + "lm_head.weight"] = state[prefix + EMBEDDING].clone()
+    assert_opens_as(write_state(tmp_path, state, file), model)
+    state[QUERY] = state.pop(prefix + QUERY)  # a name without it: which is right, nobody knows
+    with pytest.raises(CheckpointError, match=r"missing .*unexpected|missing .* more"):
+        open_checkpoint(write_state(tmp_path, state, file))
+
+
+def test_prefixes_over_several_files(tmp_path: Path) -> None:
+    model = random_model()
+    assert_opens_as(write_sharded(tmp_path, state_of(model, "module.")), model)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_state_dicts_below_a_usual_name(tmp_path: Path, wrapper: str, zipped: bool, protocol: int) -> None:
+    model = random_model(dtype=torch.float16)
+    optimizer = torch.optim.AdamW(random_model().parameters(), lr=1e-3)
+    optimizer.zero_grad()
+    others = {
+        "epoch": 3,
+        "best": (0.5, None, True, -7, 1 << 80),
+        "optimizer": optimizer.state_dict(),
+        "rng": torch.get_rng_state(),
+        "shape": torch.Size([3]),
+        "device": torch.device("cpu"),
+        "dtype": torch.bfloat16,
+        "seen": {1, 2},
+    }
+    saved = {wrapper: model.state_dict(), **others}
+    options = {"_use_new_zipfile_serialization": zipped, "pickle_protocol": protocol}
+    assert_opens_as(write_state(tmp_path, saved, **options), model)
+
+
+def test_parameters_and_models_own_state_dicts(tmp_path: Path) -> None:
+    model = random_model()
+    assert_opens_as(write_state(tmp_path, dict(model.named_parameters())), model)
+    assert_opens_as(write_state(tmp_path, model.state_dict()), model)
+
+
+@pytest.mark.parametrize("file", ["pytorch_model.bin", "model.safetensors"])
+@pytest.mark.parametrize("rows", [1, 27, 64])
+def test_rows_of_the_embedding_behind_the_vocabulary_are_left_out(
+    tmp_path: Path, rows: int, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = random_model()
+    state = state_of(model)
+    padding = torch.full((rows, state[EMBEDDING].shape[1]), 9.0)
+    state[EMBEDDING] = torch.cat([state[EMBEDDING], padding])
+    assert_opens_as(write_state(tmp_path, state, file), model)
+    assert f"left out the embedding's last {rows} rows" in caplog.text
+    assert torch.equal(load_model(tmp_path).input_embedding.weight, model.input_embedding.weight)
+    state["lm_head.weight"] = torch.cat([state[EMBEDDING][:-rows], padding + 1])
+    assert_opens_as(write_state(tmp_path, state, file), model)
+    state["lm_head.weight"][0] += 1
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
+        open_checkpoint(write_state(tmp_path, state, file))
+    del state["lm_head.weight"]
+    for wrong in (state[EMBEDDING][: -rows - 1], state[EMBEDDING][:, 1:], state[EMBEDDING].T):
+        with pytest.raises(CheckpointError, match=r"input_embedding\.weight has shape"):
+            open_checkpoint(write_state(tmp_path, {**state, EMBEDDING: wrong.contiguous()}, file))
+
+
+def test_an_exported_model_is_called_that(tmp_path: Path) -> None:
+    for name in ("engine.json", "model.onnx", "config.json"):
+        (tmp_path / name).write_text("{}", encoding="utf-8")
+    for path in (tmp_path, tmp_path / "model.onnx", tmp_path / "engine.json"):
+        with pytest.raises(CheckpointError, match="a model that cpmbee export wrote, not a checkpoint"):
+            open_checkpoint(path)
+
+
+def test_what_cannot_be_opened_at_all(tmp_path: Path) -> None:
+    for path in (tmp_path / ("x" * 5000), tmp_path / "a\0b", tmp_path / "\ud800"):
+        with pytest.raises(CheckpointError) as caught:
+            open_checkpoint(path)
+        assert str(caught.value).isprintable()
+
+
 def change(state: State, what: str) -> None:
     if what == "missing":
         del state[QUERY]
@@ -211,7 +298,9 @@ def test_code_in_a_file_is_not_run(tmp_path: Path, capsys: pytest.CaptureFixture
     ("content", "message"),
     [
         ([1, 2], "holds a list"),
-        ({"model": {"a": torch.zeros(1)}}, "'model' is a dict"),
+        ({"optimizer": {"a": torch.zeros(1)}}, "'optimizer' is a dict"),
+        ({"model": {"state_dict": {"a": torch.zeros(1)}}}, "'state_dict' is a dict"),
+        ({"model": {"a": torch.zeros(1)}, "state_dict": {}}, "has a dict in each of state_dict, model"),
         ({3: torch.zeros(1)}, "3 is a"),
         ({"a": torch.zeros(1, device="meta")}, "a was saved without its data"),
         ({"a": torch.zeros(1).expand(1 << 40)}, "a holds fewer numbers than its shape"),
@@ -223,7 +312,7 @@ def test_torch_files_of_other_content(tmp_path: Path, content: Any, message: str
 
 
 def test_names_of_several_lines_are_shown_in_one(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"unexpected a b$"):
+    with pytest.raises(CheckpointError, match=r"unexpected a\\nb$"):
         open_checkpoint(write_state(tmp_path, {**state_of(), "a\nb": torch.zeros(1)}))
 
 
@@ -264,6 +353,19 @@ def test_index_that_does_not_fit_its_shards(tmp_path: Path) -> None:
             open_checkpoint(tmp_path)
 
 
+def test_an_index_of_more_tensors_than_any_model_has(tmp_path: Path) -> None:
+    write_sharded(tmp_path, state_of(), {f"w{i}": f"{i}.safetensors" for i in range(1 << 16)})
+    with pytest.raises(CheckpointError, match=r"names 655\d\d tensors; a checkpoint has at most 65536"):
+        open_checkpoint(tmp_path)
+
+
+def test_a_shard_that_git_lfs_has_not_fetched_is_called_that(tmp_path: Path) -> None:
+    write_sharded(tmp_path, state_of())
+    (tmp_path / "b.safetensors").write_text("version https://git-lfs.github.com/spec/v1\nsize 3\n", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"b\.safetensors: a git-lfs pointer, not a .*git lfs pull"):
+        open_checkpoint(tmp_path)
+
+
 def test_nothing_to_open(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="absent: no such file or folder"):
         open_checkpoint(tmp_path / "absent")
@@ -275,7 +377,7 @@ def test_nothing_to_open(tmp_path: Path) -> None:
         open_checkpoint(tmp_path)
 
 
-def test_safetensors_are_read_without_torch(tmp_path: Path) -> None:
+def test_checkpoints_are_read_without_torch(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "safe", random_model(dtype=torch.bfloat16))
     write_checkpoint(tmp_path / "torch", file_format="bin")
     code = """
@@ -284,9 +386,10 @@ sys.modules["torch"] = None
 import cpmbee.model
 from cpmbee.errors import DependencyError
 from cpmbee.model import load_model, open_checkpoint
-checkpoint = open_checkpoint(sys.argv[1])
-assert sum(checkpoint.read(name).astype("f4").size for name in checkpoint.names()) > 0
-for call in (open_checkpoint, load_model, lambda _: cpmbee.model.CpmBee):
+for path in sys.argv[1:]:
+    checkpoint = open_checkpoint(path)
+    assert sum(checkpoint.read(name).astype("f4").size for name in checkpoint.names()) > 0
+for call in (load_model, lambda _: cpmbee.model.CpmBee):
     try:
         call(sys.argv[2])
     except DependencyError as error:

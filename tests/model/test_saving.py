@@ -1,6 +1,8 @@
 """Writing checkpoints: bit for bit, in every dialect and format, whole or not at all."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -61,16 +63,32 @@ def test_vocabulary_is_copied(tmp_path: Path) -> None:
 def test_existing_folder_is_replaced_only_when_asked_and_a_checkpoint(tmp_path: Path) -> None:
     old, new = random_model(seed=1), random_model(seed=2)
     folder = write_checkpoint(tmp_path / "model", old)
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(CheckpointError, match="already exists"):
         save_checkpoint(new, folder)
     assert_same(old, load_model(folder))
     save_checkpoint(new, folder, overwrite=True)
     assert_same(new, load_model(folder))
     other = tmp_path / "photos"
     other.mkdir()
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
+    (other / "config.json").write_text("{}")
+    (other / "1.jpg").write_text("x")
+    with pytest.raises(CheckpointError, match="photos: is not a checkpoint"):
         save_checkpoint(new, other, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "photos"]
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "model.safetensors.old", "vocab.txt/", ".hidden"])
+def test_a_checkpoint_with_a_foreign_file_is_not_replaced(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "model")
+    (folder / "vocab.txt").unlink()
+    if name.endswith("/"):
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text("mine")
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(CheckpointError, match=f"model: holds {name.removesuffix('/')}, which is no part"):
+        save_checkpoint(random_model(), folder, overwrite=True)
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError("no space left")])
@@ -83,7 +101,7 @@ def test_interrupted_save_leaves_what_was_there(
     def fail(*_: object) -> None:
         raise error
 
-    for stage in ("torch.save", "cpmbee.model.saving._write_config", "cpmbee.staging.sync_entry"):
+    for stage in ("torch.save", "cpmbee.model.saving._write_config", "cpmbee.file_system.sync_entry"):
         with monkeypatch.context() as patch:
             patch.setattr(stage, fail)
             with pytest.raises((KeyboardInterrupt, OSError)):
@@ -98,3 +116,16 @@ def test_unknown_options(tmp_path: Path) -> None:
     for options in ({"dialect": "french"}, {"file_format": "zip"}, {"max_shard_bytes": 0}):
         with pytest.raises(CheckpointError, match="cannot save as"):
             save_checkpoint(random_model(), tmp_path / "model", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_full_disk_is_one_line_that_names_the_file(tmp_path: Path, name: str) -> None:
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))  # of any file: less than the weights have
+    try:
+        with pytest.raises(CheckpointError, match=rf"model/{name}: cannot be written \(File too large\); model is"):
+            save_checkpoint(random_model(), tmp_path / "model", file_format=name.rpartition(".")[2])  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list(tmp_path.iterdir()) == []

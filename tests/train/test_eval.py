@@ -234,7 +234,7 @@ def test_bad_fields_and_files(
         ),
         ([str(file), "--choices", "labels"], "line 1: $.labels: has no choices"),
         ([str(empty)], "has no records"),
-        ([str(tmp_path / "absent.jsonl")], "absent.jsonl: cannot be read (No such file or directory)"),
+        ([str(tmp_path / "absent.jsonl")], "absent.jsonl: cannot read the records (No such file or directory)"),
         ([str(file), "--lora", "x"], "leave the options out"),
         ([str(file), "--output", str(tmp_path / "absent" / "report.json")], "absent: no such folder"),
     ]:

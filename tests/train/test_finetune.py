@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,12 @@ from cpmbee.errors import CheckpointError, ConfigError, DataError
 from cpmbee.model import load_model, open_checkpoint, read_lora
 from cpmbee.model.lora import LoraDelta, LoraFactors
 from cpmbee.tokenizer import Tokenizer
-from cpmbee.train.batches import TrainingBatch, encode_sample
 from cpmbee.train.finetune import FinetuneConfig, finetune
 from cpmbee.train.jsonl import open_records
 from cpmbee.train.lora import LoraConfig
 from cpmbee.train.metrics import StepMetrics, read_metrics
 from cpmbee.train.options import TrainerConfig
-from cpmbee.train.source import BatchSource
-from cpmbee.train.task_source import TaskSource
+from cpmbee.train.task_samples import TaskSamples
 from cpmbee.train.tasks import TaskFields
 from tests.model.factory import write_checkpoint
 from tests.train.task_files import choice_records, copy_records, write_records
@@ -67,73 +64,6 @@ def settings(steps: int = 12, lora: LoraConfig | None = None, **options: Any) ->
     return FinetuneConfig(trainer=trainer, lora=lora, row_length=64, batch_rows=4, **options)
 
 
-def source_of(file: Path, base: Path, **options: Any) -> TaskSource:
-    values: dict[str, Any] = {"row_length": 64, "batch_rows": 3, **options}
-    return TaskSource(open_records(file), TaskFields(), Tokenizer.from_file(base / "vocab.txt"), **values)
-
-
-def take(source: TaskSource, count: int) -> list[TrainingBatch]:
-    batches = iter(source)
-    taken = list(islice(batches, count))
-    batches.close()  # type: ignore[attr-defined]
-    return taken
-
-
-def same(one: TrainingBatch, other: TrainingBatch) -> bool:
-    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in vars(one))
-
-
-def test_an_epoch_holds_every_record_once(base: Path, data: Path) -> None:
-    source = source_of(data, base, batch_rows=1)
-    assert isinstance(source, BatchSource)
-    epochs = [take(source, source.rows(epoch)) for epoch in range(2)]
-    tokenizer = Tokenizer.from_file(base / "vocab.txt")
-    expected = sorted(encode_sample(record, tokenizer).input_ids.tobytes() for record in open_records(data))
-    orders = []
-    for batches in epochs:
-        found = []
-        for batch in batches:
-            assert batch.input_ids.shape[1] <= 64
-            for span in range(int(batch.spans[0, : batch.length[0]].max()) + 1):
-                mine = (batch.spans[0] == span) & (np.arange(batch.input_ids.shape[1]) < batch.length[0])
-                found.append(batch.input_ids[0, mine].tobytes())
-        assert sorted(found) == expected
-        orders.append(found)
-    assert orders[0] != orders[1]
-    assert sum(int(batch.length.sum()) for batch in epochs[0]) == source.tokens
-    padding = 1 - source.tokens / (source.rows(0) * 64)
-    assert padding < 0.15
-
-
-def test_a_source_goes_on_where_it_was(base: Path, data: Path) -> None:
-    whole = take(source_of(data, base), 9)
-    first = source_of(data, base)
-    assert all(map(same, take(first, 4), whole))
-    state = json.loads(json.dumps(first.state_dict()))
-    second = source_of(data, base)
-    second.load_state_dict(state)
-    assert all(map(same, take(second, 5), whole[4:]))
-    shares = [take(source_of(data, base, rank=rank, world_size=2), 2) for rank in range(2)]
-    for one, other, together in zip(*shares, whole[:2], strict=True):
-        assert np.array_equal(np.concatenate([one.input_ids, other.input_ids]), together.input_ids)
-    for options in ({"seed": 1}, {"row_length": 63}, {"batch_rows": 2}):
-        with pytest.raises(ValueError, match="the saved data position has"):
-            source_of(data, base, **options).load_state_dict(state)
-
-
-def test_records_that_do_not_fit(base: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    records = [*copy_records(3), {"input": "a" * 100, "<ans>": "a"}]
-    source = source_of(write_records(tmp_path / "long.jsonl", records), base)
-    assert source.over_long == 1
-    assert "1 of 4 records are longer than a row of 64 tokens" in caplog.text
-    with pytest.raises(DataError, match="all records are longer than a row of 5 tokens"):
-        source_of(data, base, row_length=5)
-    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: \$\.<ans>: holds no answer to learn"):
-        source_of(write_records(tmp_path / "bad.jsonl", [{"a": "b", "<ans>": "c"}, {"a": "b", "<ans>": {}}]), base)
-    with pytest.raises(ValueError, match="cannot be shared by 4 processes"):
-        source_of(data, base, rank=0, world_size=4)
-
-
 def test_full(base: Path, data: Path, held_out: Path, tmp_path: Path) -> None:
     report = finetune(base, data, tmp_path / "out", settings(20), held_out=held_out)
     assert report == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -149,9 +79,12 @@ def test_full(base: Path, data: Path, held_out: Path, tmp_path: Path) -> None:
     assert not any(torch.equal(tensor, before[name]) for name, tensor in load_model(model.path).state_dict().items())
 
 
-def test_the_best_evaluation_is_kept(base: Path, data: Path, held_out: Path, tmp_path: Path) -> None:
-    """Training that diverges on purpose: the best is not the last."""
-    config = FinetuneConfig(TrainerConfig(12, 3.0, warmup=0, schedule="constant", evaluate_every=4), row_length=64)
+def test_the_best_evaluation_is_kept(base: Path, tmp_path: Path) -> None:
+    """What is learned is wrong for the held-out record, and more so with every step: the best is not the last."""
+    data, held_out = tmp_path / "data.jsonl", tmp_path / "held_out.jsonl"
+    for file, answer in ((data, "a"), (held_out, "天")):
+        file.write_text(json.dumps({"input": "今天", "<ans>": answer}) + "\n", encoding="utf-8")
+    config = FinetuneConfig(TrainerConfig(12, 0.02, warmup=0, schedule="constant", evaluate_every=4), row_length=64)
     report = finetune(base, data, tmp_path / "out", config, held_out=held_out)
     assert report["best_step"] < report["steps"]
     assert main(["eval", str(tmp_path / "out" / "model"), str(held_out), "--output", str(tmp_path / "e.json")]) == 0
@@ -212,16 +145,17 @@ def test_the_command_killed_and_resumed_equals_one_that_was_not(
 
 def test_every_epoch_leaves_a_checkpoint(base: Path, data: Path, tmp_path: Path) -> None:
     """Without held-out records, too: nothing else would be there to go on from before the end."""
-    epoch = source_of(data, base, batch_rows=4).rows(0) // 4
+    config = FinetuneConfig(TrainerConfig(1, 0.03), epochs=3, row_length=64, batch_rows=4)
 
     def stop_in_the_second(metrics: StepMetrics, steps: int) -> None:
-        if metrics.step == epoch + 1:
+        if metrics.step == steps // 3 + 1:
             raise KeyboardInterrupt
 
-    config = FinetuneConfig(TrainerConfig(1, 0.03), epochs=3, row_length=64, batch_rows=4)
     with pytest.raises(KeyboardInterrupt):
         finetune(base, data, tmp_path / "out", config, on_step=stop_in_the_second)
-    assert finetune(base, data, tmp_path / "out", config, resume=True)["steps"] > epoch
+    report = finetune(base, data, tmp_path / "out", config, resume=True)
+    assert report["epochs"] == 3
+    assert report["steps"] % 3 == 0
 
 
 @pytest.mark.parametrize(
@@ -321,6 +255,47 @@ def test_deltas_that_training_cannot_go_on_from(
     with pytest.raises(ConfigError, match="mixed: layers differ in rank or scale"):
         LoraConfig.of(mixed)
     assert main([*common, str(bare), "--lora-alpha", "4"]) == 0
+
+
+def test_one_epoch_of_few_records_shows_each_of_them_once(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_records(tmp_path / "few.jsonl", copy_records(9))
+    tokens = TaskSamples(open_records(data), TaskFields(), Tokenizer.from_file(base / "vocab.txt")).lengths.sum()
+    for epochs in (1, 4):
+        out = tmp_path / str(epochs)
+        assert main(["finetune", str(base), str(data), str(out), "--epochs", str(epochs), "--batch-rows", "8"]) == 0
+        report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        assert report["tokens"] == epochs * tokens
+        assert report["epochs"] == epochs
+        assert report["steps"] == epochs
+        said = capsys.readouterr().err
+        assert f"{epochs} steps, {epochs}.0 epochs of 1: {tokens} tokens in " in said
+        assert f"{epochs} steps are hardly enough to learn anything" in said
+
+
+def test_the_loss_of_a_smaller_batch_is_a_mean_over_its_own_targets(base: Path, data: Path, tmp_path: Path) -> None:
+    """The last step of an epoch, in one batch and in several of which some are blank: the same numbers."""
+    curves = []
+    for rows, accumulation in ((6, 1), (2, 3), (1, 6)):
+        out = tmp_path / str(rows)
+        config = FinetuneConfig(TrainerConfig(1, 0.03, warmup=2, accumulation=accumulation), 2, None, 64, rows)
+        finetune(base, data, out, config)
+        lines = [line for line in read_metrics(out) if "loss" in line]
+        curves.append([(line["tokens"], line["loss"], line["gradient_norm"]) for line in lines])
+    assert curves[1] == [pytest.approx(values, rel=1e-4) for values in curves[0]]
+    assert curves[2] == [pytest.approx(values, rel=1e-4) for values in curves[0]]
+    assert len({tokens - before for (tokens, *_), (before, *_) in zip(curves[0][1:], curves[0], strict=False)}) > 1
+
+
+def test_the_learning_rate_follows_the_configured_batch_however_few_rows_there_are(
+    base: Path, data: Path, tmp_path: Path
+) -> None:
+    options = {"warmup": 0, "reference_batch": 1, "accumulation": 2}
+    config = FinetuneConfig(TrainerConfig(1, 0.001, schedule="constant", **options), 2, None, 64, 50)  # type: ignore[arg-type]
+    finetune(base, data, tmp_path / "out", config)
+    rates = [line["learning_rate"] for line in read_metrics(tmp_path / "out") if "loss" in line]
+    assert rates == [pytest.approx(0.01)] * 2
 
 
 def test_command_with_choices_and_tasks(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

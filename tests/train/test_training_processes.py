@@ -95,11 +95,25 @@ def test_two_processes_give_the_losses_of_one_and_share_its_checkpoints(tmp_path
     assert next(evaluations) == pytest.approx(next(evaluations), abs=1e-4)
 
 
+def test_an_interrupt_of_one_process_ends_all_of_them_at_the_same_step(tmp_path: Path) -> None:
+    options = {"evaluate_every": 3}
+    stopped = command(tmp_path, "--options", json.dumps(options), "--interrupt-at", 5, launcher=TORCHRUN)
+    assert stopped.returncode == 1
+    assert "interrupted after step 5 of 8" in stopped.stderr
+    assert steps(tmp_path) == [3, 5]
+    _, result = run(tmp_path, options=options, resume=True)
+    assert len(result.losses) == 3
+
+
 def test_two_processes_fine_tune_adapters_as_one_does(tmp_path: Path) -> None:
-    """Frozen parameters are split and read share by share; adapters, fresh ones here, are the same everywhere."""
+    """Frozen parameters are split and read share by share; adapters, fresh ones here, are the same everywhere.
+
+    The last batch of an epoch has one row only, and the last step has batches without any.
+    """
     base = write_checkpoint(tmp_path / "base")
-    data = write_records(tmp_path / "copy.jsonl", copy_records(16))
-    options = ["--lora-rank", "2", "--steps", "4", "--batch-rows", "2", "--row-length", "64", "--threads", "1"]
+    data = write_records(tmp_path / "copy.jsonl", copy_records(13))
+    text = "--lora-rank 2 --epochs 2 --batch-rows 2 --accumulation 3 --row-length 32 --threads 1"
+    options = text.split()
 
     def arguments(out: str) -> list[str]:
         return ["finetune", str(base), str(data), str(tmp_path / out), "--eval", str(data), *options]
@@ -109,8 +123,11 @@ def test_two_processes_fine_tune_adapters_as_one_does(tmp_path: Path) -> None:
     command = [sys.executable, *TORCHRUN, "--no-python", *cpmbee, *arguments("two")]
     two = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert two.returncode == 0, two.stderr
-    losses = [[line["loss"] for line in read_metrics(tmp_path / run) if "loss" in line] for run in ("one", "two")]
-    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    lines = [[line for line in read_metrics(tmp_path / run) if "loss" in line] for run in ("one", "two")]
+    assert len(lines[0]) == 4
+    assert [line["tokens"] for line in lines[1]] == [line["tokens"] for line in lines[0]]
+    for field in ("loss", "gradient_norm"):
+        assert [line[field] for line in lines[1]] == pytest.approx([line[field] for line in lines[0]], abs=1e-4)
     one, other = (read_lora(tmp_path / run / "adapter").factors for run in ("one", "two"))
     for name, factors in one.items():
         np.testing.assert_allclose(other[name].b, factors.b, atol=1e-4)

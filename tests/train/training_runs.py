@@ -1,6 +1,7 @@
 """A tiny training run with every feature on, as a function and as a command, so that tests can kill and multiply it."""
 
 import argparse
+import itertools
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from cpmbee.train.metrics import StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes, process_group
 from cpmbee.train.source import rows_of_rank
+from cpmbee.train.step import OptimizerStep
 from cpmbee.train.trainer import Trainer, TrainingResult
 from cpmbee.train.validation import HeldOutLoss
 
@@ -87,9 +89,14 @@ def run(
     rows: int = 4,
     dropout: float = 0.0,
     kill_at: int | None = None,
+    interrupt_at: int | None = None,
     options: dict[str, Any] | None = None,
 ) -> tuple[CpmBee, TrainingResult]:
-    """Train; ``kill_at`` is the step in whose middle the process kills itself."""
+    """Train.
+
+    ``kill_at`` is the step in whose middle the process kills itself, ``interrupt_at`` that in which it gets a Ctrl-C;
+    of several processes the last one does.
+    """
     torch.set_num_threads(1)
     torch.manual_seed(1)
     model = tiny_model(dropout)
@@ -104,6 +111,16 @@ def run(
             # The next backward pass is the middle of the fatal step.
             model.encoder.output_layernorm.weight.register_hook(lambda _: die())
 
+    processes = Processes.current()
+    if interrupt_at is not None and processes.rank == processes.world_size - 1:
+        backward, steps = OptimizerStep._backward, itertools.count(1)
+
+        def interrupted(*arguments: Any) -> torch.Tensor:
+            if next(steps) == interrupt_at:
+                os.kill(os.getpid(), signal.SIGINT)
+            return backward(*arguments)
+
+        OptimizerStep._backward = interrupted  # type: ignore[method-assign]
     trainer = Trainer(
         model,
         config,
@@ -143,6 +160,7 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--kill-at", type=int)
+    parser.add_argument("--interrupt-at", type=int)
     parser.add_argument("--kill-while-saving", nargs=2)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--dropout", type=float, default=0.0)
@@ -158,6 +176,7 @@ def main() -> None:
             rows=args.rows,
             dropout=args.dropout,
             kill_at=args.kill_at,
+            interrupt_at=args.interrupt_at,
             options=args.options,
         )
 

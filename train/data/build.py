@@ -9,15 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from cpmbee.errors import CpmBeeError, DataError
-from cpmbee.json_file import NOT_JSON
+from cpmbee.json_file import parse_json
+from cpmbee.jsonl import all_lines, too_long
+from cpmbee.outputs import require_apart
 from cpmbee.train.data.markup import check_record, escape_leaves
 from cpmbee.train.data.opening import is_dataset, open_dataset
-from cpmbee.train.data.records import RecordSet, count_characters, parse_record
+from cpmbee.train.data.records import MAX_RECORD_BYTES, RecordSet, count_characters, parse_record
 from cpmbee.train.data.text import clean_text, split_text
-from cpmbee.train.data.writer import DEFAULT_SHARD_BYTES, MAX_RECORD_BYTES, new_dataset, to_payload
+from cpmbee.train.data.writer import DEFAULT_SHARD_BYTES, new_dataset, to_payload
 
 logger = logging.getLogger("cpmbee.train.data")
 
@@ -110,10 +112,11 @@ def build_dataset(
         progress: called with a stage and the share of it that is done.
 
     Raises:
-        DataError: a line cannot be read (names its number and the reason), no record is left, or ``out`` cannot be
-            written.
-        OSError: ``source`` cannot be read.
+        DataError: ``source`` or a line of it cannot be read (names its number and the reason), no record is left, or
+            ``out`` cannot be written.
     """
+    if source != STDIN:
+        require_apart([out], [source], DataError)
     options = text or TextOptions()
     counts = _Counts()
     with ExitStack() as stack:
@@ -125,7 +128,7 @@ def build_dataset(
             file = stack.enter_context(_opened(source))
             lines = _lines(file, source, counts, skip_bad, progress)
             if kind == "text":
-                records = _pieces(lines, options, counts)
+                records = _pieces(lines, source, options, counts, skip_bad)
             else:
                 records = _parsed(lines, source, counts, escape, skip_bad)
         writer = stack.enter_context(new_dataset(out, overwrite, shard_bytes))
@@ -154,58 +157,56 @@ def _left_out(counts: _Counts) -> str:
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[IO[bytes]]:
+def _opened(source: Path) -> Iterator[BinaryIO]:
     if source == STDIN:
+        if sys.stdin is None:
+            raise DataError("standard input is closed; name a file")
         yield sys.stdin.buffer
         return
-    with source.open("rb") as file:
+    try:
+        file = source.open("rb")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no file can have this name"
+        raise DataError(f"{source}: cannot be read ({reason})") from None
+    with file:
         yield file
 
 
 def _lines(
-    file: IO[bytes],
+    file: BinaryIO,
     source: Path,
     counts: _Counts,
     skip_bad: bool,
     progress: Callable[[str, float], None] | None,
-) -> Iterator[str]:
-    """Decoded lines that are not empty, counted."""
+) -> Iterator[bytes]:
+    """Lines that are not empty, counted."""
     size = 0 if source == STDIN else max(1, source.stat().st_size)
     reported = 0
-    while raw := file.readline(MAX_RECORD_BYTES + 1):
-        counts.lines += 1
-        counts.bytes_read += len(raw)
-        if len(raw) > MAX_RECORD_BYTES:
-            _bad(counts, source, f"has more than {MAX_RECORD_BYTES} bytes", skip_bad)
-            counts.bytes_read += _skip_rest(file)
-            continue
+    for number, content, read in all_lines(file, str(source), DataError, MAX_RECORD_BYTES):
+        counts.lines = number
+        counts.bytes_read += read
         if progress and size and counts.bytes_read - reported >= _PROGRESS_EVERY:
             reported = counts.bytes_read
             progress("building", reported / size)
+        if content is None:
+            _bad(counts, source, too_long(MAX_RECORD_BYTES), skip_bad)
+        elif not content.isspace():
+            yield content
+
+
+def _pieces(
+    lines: Iterable[bytes], source: Path, options: TextOptions, counts: _Counts, skip_bad: bool
+) -> Iterator[Payload]:
+    longest = sys.maxsize if options.max_length is None else options.max_length
+    encode = json.encoder.JSONEncoder(ensure_ascii=False).encode
+    for content in lines:
         try:
-            line = raw.decode("utf-8-sig" if counts.lines == 1 else "utf-8")
+            line = content.decode("utf-8").rstrip("\r\n")
         except UnicodeDecodeError as error:
             _bad(counts, source, f"not UTF-8 ({error.reason} at byte {error.start})", skip_bad)
             continue
-        line = line.rstrip("\r\n")
-        if line and not line.isspace():
-            yield line
-
-
-def _skip_rest(file: IO[bytes]) -> int:
-    """Read on to the end of a line; its bytes."""
-    skipped = 0
-    while raw := file.readline(1 << 20):
-        skipped += len(raw)
-        if raw.endswith(b"\n"):
-            break
-    return skipped
-
-
-def _pieces(lines: Iterable[str], options: TextOptions, counts: _Counts) -> Iterator[Payload]:
-    longest = sys.maxsize if options.max_length is None else options.max_length
-    encode = json.encoder.JSONEncoder(ensure_ascii=False).encode
-    for line in lines:
+        if line.isspace():
+            continue
         text = line.replace("\\n", "\n") if "\\" in line else line
         if options.clean:
             text = clean_text(text)
@@ -219,15 +220,10 @@ def _pieces(lines: Iterable[str], options: TextOptions, counts: _Counts) -> Iter
             yield f'{{"{TEXT_FIELD}":{encode(escaped)}}}'.encode(), len(escaped)
 
 
-def _parsed(lines: Iterable[str], source: Path, counts: _Counts, escape: bool, skip_bad: bool) -> Iterator[Payload]:
-    for line in lines:
+def _parsed(lines: Iterable[bytes], source: Path, counts: _Counts, escape: bool, skip_bad: bool) -> Iterator[Payload]:
+    for content in lines:
         try:
-            record = json.loads(line)
-        except NOT_JSON as error:
-            _bad(counts, source, f"not JSON ({error})", skip_bad)
-            continue
-        try:
-            yield _checked(record, escape)
+            yield _checked(parse_json(content, "", DataError), escape)
         except CpmBeeError as error:
             _bad(counts, source, str(error), skip_bad)
 
@@ -258,7 +254,7 @@ def _checked(record: Any, escape: bool) -> Payload:
 
 def _bad(counts: _Counts, source: Path, reason: str, skip: bool, unit: str = "line", number: int | None = None) -> None:
     where = f"{source}, {unit} {counts.lines if number is None else number}"
-    message = f"{where}: {' '.join(reason.split())}"
+    message = f"{where}: {reason}"
     if not skip:
         raise DataError(f"{message} (--skip-bad leaves out and counts such {unit}s)")
     counts.bad_lines += 1

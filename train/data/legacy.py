@@ -21,13 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.errors import DataError
-from cpmbee.json_file import NOT_JSON
-from cpmbee.train.data.plain_pickle import PROTOCOL_MARK, load_plain
+from cpmbee.json_file import parse_json
+from cpmbee.jsonl import numbered_lines
+from cpmbee.model.pickle_machine import PROTOCOL_MARK
+from cpmbee.regular_file import open_regular
+from cpmbee.train.data.plain_pickle import load_plain
 from cpmbee.train.data.records import RecordSet, count_characters
 
 META = "meta.bin"
 RECORD_MARK = 0x1F
 _HEADER = struct.Struct("<BI")
+_MAX_ENTRY_BYTES = 1 << 20  # of a line of meta.bin
+_MAX_FILES = 1 << 16
 _OPEN_BLOCKS = 256  # whose records' places are kept
 
 
@@ -44,18 +49,20 @@ class _DataFile:
 
     def __init__(self, entry: _FileEntry) -> None:
         self.entry = entry
-        try:
-            with entry.path.open("rb") as file:
+        with open_regular(entry.path, "a file of the data set", DataError) as file:
+            try:
                 self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise DataError(f"{entry.path}: cannot be opened ({error.strerror})") from None
-        except ValueError:
-            raise self.damaged("it is empty") from None
+            except OSError as error:
+                raise DataError(f"{entry.path}: cannot be mapped ({error.strerror})") from None
+            except ValueError:
+                raise self.damaged("it is empty") from None
         if len(self.map) != entry.blocks * entry.block_size:
             raise self.damaged(f"it has {len(self.map)} bytes, meta.bin says {entry.blocks} x {entry.block_size}")
         self.block = lru_cache(_OPEN_BLOCKS)(self._block)
         self.starts = [0]  # record number at which each block starts
         for number in range(entry.blocks):
+            if number and self.starts[-1] == self.starts[-2]:  # zeros take no place on a disk: there may be many
+                raise self.damaged(f"block {number - 1} has no record")
             self.starts.append(self.starts[-1] + len(self.block(number)))
         if self.starts[-1] != entry.records:
             raise self.damaged(f"it has {self.starts[-1]} records, meta.bin says {entry.records}")
@@ -135,26 +142,21 @@ class LegacyDataset(RecordSet):
 
 def _read_meta(folder: Path) -> list[_FileEntry]:
     path = folder / META
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not text in UTF-8") from None
     entries = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = _file_entry(folder, json.loads(line))
-        except NOT_JSON as error:
-            raise DataError(f"{path}, line {number}: not JSON ({error})") from None
-        except KeyError as error:
-            raise DataError(f"{path}, line {number}: has no field {error}") from None
-        except TypeError as error:
-            raise DataError(f"{path}, line {number}: {error}") from None
-        if entry is not None:
-            entries.append(entry)
+    with open_regular(path, "the list of a data set's files", DataError) as file:
+        for number, line in numbered_lines(file, str(path), DataError, _MAX_ENTRY_BYTES):
+            where = f"{path}, line {number}"
+            raw = parse_json(line, where, DataError)
+            try:
+                entry = _file_entry(folder, raw)
+            except KeyError as error:
+                raise DataError(f"{where}: has no field {error}") from None
+            except (TypeError, ValueError, OSError, RuntimeError) as error:  # of a path, the last three
+                raise DataError(f"{where}: {error}") from None
+            if entry is not None:
+                entries.append(entry)
+            if len(entries) > _MAX_FILES:
+                raise DataError(f"{path}: names more than {_MAX_FILES} files")
     return entries
 
 

@@ -13,6 +13,7 @@ from cpmbee.json_file import read_json_object
 MANIFEST = "manifest.json"
 FORMAT = "cpmbee-dataset"
 SCHEMA_VERSION = 1
+_NAME_BYTES = 255  # of a file, on any system
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,15 @@ def _shard_entry(path: Path, number: int, raw: object) -> ShardEntry:
         wrong = not isinstance(value, str) if kind == "str" else type(value) is not int or not 0 <= value < 1 << 48
         if wrong:
             raise DataError(f"{path}: shard {number} has a bad {name}: {value!r}")
-    if raw["file"] != Path(raw["file"]).name or raw["file"] in ("", ".", ".."):
-        raise DataError(f"{path}: shard {number} lies outside the data set: {raw['file']!r}")
+    if not _is_plain_name(raw["file"]):
+        raise DataError(f"{path}: shard {number} lies outside the data set, or has no name of a file: {raw['file']!r}")
     return ShardEntry(**raw)
+
+
+def _is_plain_name(name: str) -> bool:
+    """Whether a name is a file's in a folder, on any system: no path, no zero byte, no lone surrogate."""
+    try:
+        length = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+    return 0 < length <= _NAME_BYTES and not set(name) & set("/\\:\0") and name not in (".", "..")

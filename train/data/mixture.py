@@ -11,7 +11,6 @@ Paths count from the file's folder. A data set is drawn in proportion to its wei
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from cpmbee.errors import CpmBeeError, DataError
-from cpmbee.json_file import NOT_JSON
+from cpmbee.json_file import parse_json
+from cpmbee.regular_file import read_text
 from cpmbee.train.data.opening import open_dataset
 from cpmbee.train.data.records import RecordSet
 from cpmbee.train.data.transform import Transform
@@ -27,6 +27,7 @@ from cpmbee.train.data.transform_config import parse_transforms
 
 _FIELDS = ("dataset", "weight", "task", "transforms", "incontext_weight")
 _MAX_INCONTEXT = 64
+_MAX_FILE_BYTES = 16 << 20
 _MAX_WEIGHT = 1e100  # so that their sum is a number
 
 
@@ -58,8 +59,8 @@ class MixtureText:
 def named_scripts(config: str) -> list[str]:
     """The Python files that a mixture names; none where it cannot be understood."""
     try:
-        entries = json.loads(config)
-    except NOT_JSON:
+        entries = parse_json(config.encode(), "", DataError)
+    except DataError:
         return []
     if not isinstance(entries, list):
         return []
@@ -116,10 +117,7 @@ def parse_mixture(text: MixtureText, opened: Mapping[str, RecordSet] | None = No
     Raises:
         DataError: the mixture or a data set cannot be used; names file, data set and field.
     """
-    try:
-        raw = json.loads(text.config)
-    except NOT_JSON as error:
-        raise DataError(f"{text.path}: not JSON ({error})") from None
+    raw = parse_json(text.config.encode(), str(text.path), DataError)
     if not isinstance(raw, list) or not raw:
         raise DataError(f"{text.path}: expected a list of data sets that is not empty")
     entries: list[MixtureEntry] = []
@@ -202,9 +200,4 @@ def read_file(path: Path) -> str:
     Raises:
         DataError: it cannot be read; names it.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: not text in UTF-8") from None
+    return read_text(path, "a file of the mixture", DataError, _MAX_FILE_BYTES)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cpmbee.errors import DataError
+from cpmbee.staging import recover
 from cpmbee.train.data.dataset import Dataset
 from cpmbee.train.data.legacy import META, LegacyDataset
 from cpmbee.train.data.manifest import MANIFEST
@@ -18,14 +20,16 @@ def open_dataset(folder: str | Path) -> RecordSet:
         DataError: there is none, or it is damaged; names the file.
     """
     path = Path(folder)
-    if (path / MANIFEST).exists():
+    recover(path)
+    if os.path.exists(path / MANIFEST):  # unlike Path's method, False for any name that no file can have
         return Dataset(path)
-    if (path / META).exists():
+    if os.path.exists(path / META):
         return LegacyDataset(path)
-    what = "is not a data set" if path.exists() else "does not exist"
+    what = "is not a data set" if os.path.exists(path) else "does not exist"
     raise DataError(f"{path}: {what}; `cpmbee data build` makes one, with a {MANIFEST} in it")
 
 
 def is_dataset(path: Path) -> bool:
     """Whether a path looks like a data set."""
-    return (path / MANIFEST).exists() or (path / META).exists()
+    recover(path)
+    return os.path.exists(path / MANIFEST) or os.path.exists(path / META)

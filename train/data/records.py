@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cpmbee.errors import DataError
-from cpmbee.json_file import NOT_JSON
+from cpmbee.json_file import parse_json
 
 Record = dict[str, Any]
+MAX_RECORD_BYTES = 64 << 20
 
 
 class RecordSet(Sequence[Record]):
@@ -71,10 +71,10 @@ class RecordSet(Sequence[Record]):
         """A contiguous share of the records; the shares of all ranks make the whole, sizes differ by one at most.
 
         Raises:
-            ValueError: ``rank`` is not one of 0 to ``world_size`` - 1.
+            DataError: ``rank`` is not one of 0 to ``world_size`` - 1.
         """
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} is not one of {world_size}")
+            raise DataError(f"rank {rank} is not one of {world_size}")
         return Shard(self, range(len(self) * rank // world_size, len(self) * (rank + 1) // world_size))
 
 
@@ -115,10 +115,9 @@ def parse_record(payload: bytes, where: str) -> Record:
     Raises:
         DataError: it is not a JSON object in UTF-8; names ``where``.
     """
-    try:
-        record = json.loads(payload)
-    except NOT_JSON as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
+    if len(payload) > MAX_RECORD_BYTES:
+        raise DataError(f"{where}: has {len(payload)} bytes, a record may have {MAX_RECORD_BYTES}")
+    record = parse_json(payload, where, DataError)
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object, not {type(record).__name__}")
     return record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import mmap
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,6 +17,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cpmbee.errors import DataError
+from cpmbee.regular_file import open_regular
+from cpmbee.train.data.arrow_blocks import unfolds
 from cpmbee.train.data.manifest import ShardEntry
 
 # A record is its JSON text and its characters of text; a record batch carries the checksum of both columns.
@@ -76,18 +79,20 @@ class ShardFile:
         self.path = folder / entry.file
         self.entry = entry
         require_shard(folder, entry)
-        try:
-            with self.path.open("rb") as file:
+        with open_regular(self.path, "a shard", DataError) as file:
+            try:
                 self._map = mmap.mmap(file.fileno(), entry.size, access=mmap.ACCESS_READ)
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot be opened ({error.strerror})") from None
+            except (OSError, ValueError) as error:  # the disk's, or that it is empty
+                raise _damaged(self.path, str(error)) from None
         try:
+            if unfolds(self._map):
+                raise _damaged(self.path, "its records are compressed, which those of a data set never are")
             self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
             same = self._reader.schema.equals(SCHEMA)
             counts = (
                 [self._reader.get_batch(i).num_rows for i in range(self._reader.num_record_batches)] if same else []
             )
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, struct.error) as error:
             raise _damaged(self.path, str(error)) from None
         if not same:
             raise _damaged(self.path, "its columns are not payload and length")
@@ -151,6 +156,7 @@ def require_shard(folder: Path, entry: ShardEntry) -> None:
     except OSError as error:
         raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
     if size != entry.size:
+        open_regular(path, "a shard", DataError).close()  # says so if git-lfs has not fetched it
         raise _damaged(path, f"it has {size} bytes, the manifest says {entry.size}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cpmbee.errors import ConfigError
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.batches import TrainingBatch
 from cpmbee.train.data.mixture import Mixture, MixtureText, parse_mixture
@@ -70,7 +71,7 @@ class MixtureSource:
 
     Raises:
         DataError: the mixture or a data set cannot be used; names file, data set and field.
-        ValueError: there are fewer rows than processes.
+        ConfigError: there are fewer rows than processes.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class MixtureSource:
         agree: Callable[[Any], Any] | None = None,
     ) -> None:
         if batch_rows < world_size:
-            raise ValueError(f"a global batch of {batch_rows} rows cannot be shared by {world_size} processes")
+            raise ConfigError(f"a global batch of {batch_rows} rows cannot be shared by {world_size} processes")
         text = MixtureText.read(Path(mixture))
         self._stream = MixtureStream(parse_mixture(text), tokenizer, StreamConfig(row_length, batch_rows, seed))
         self._rank, self._world_size = rank, world_size
@@ -142,7 +143,7 @@ class MixtureSource:
         """Continue behind the batch after which ``state`` was taken.
 
         Raises:
-            ValueError: the state is not of such a source, or of one with another seed or other rows.
+            DataError: the state is not of such a source, or of one with another seed or other rows.
         """
         self.close()
         self._stream.load_state_dict(state)

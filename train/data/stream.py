@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from cpmbee.errors import CpmBeeError, DataError
+from cpmbee.errors import ConfigError, CpmBeeError, DataError
 from cpmbee.tokenizer import Tokenizer
 from cpmbee.train.batches import TrainingBatch, TrainingSample, collate, encode_sample
 from cpmbee.train.data.markup import check_sample
@@ -66,7 +66,7 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         if self.row_length < 1 or self.batch_rows < 1:
-            raise ValueError("row_length and batch_rows must be at least 1")
+            raise ConfigError("row_length and batch_rows must be at least 1")
 
 
 class MixtureStream:
@@ -127,19 +127,19 @@ class MixtureStream:
         """Go on where a stream with this state was.
 
         Raises:
-            ValueError: the state is not of such a stream, or of one with another seed or other rows.
+            DataError: the state is not of such a stream, or of one with another seed or other rows.
         """
         for name in ("seed", "row_length", "batch_rows"):
             ours = getattr(self._config, name)
             if state.get(name) != ours:
-                raise ValueError(f"the saved data position has {name} {state.get(name)}, this run has {ours}")
+                raise DataError(f"the saved data position has {name} {state.get(name)}, this run has {ours}")
         try:
             draws = int(state["draws"])
             positions = {str(key): (int(times), int(place)) for key, (times, place) in state["positions"].items()}
             waiting = [Draw(int(n), str(key), tuple(map(int, records))) for n, key, records in state["waiting"]]
             tasks = [str(task) for task in state["tasks"]]
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(f"the saved data position is damaged ({type(error).__name__}: {error})") from None
+            raise DataError(f"the saved data position is damaged ({type(error).__name__}: {error})") from None
         self._draws, self._positions, self.tasks = draws, positions, tasks
         self._add_tasks()
         self._make_again(waiting)

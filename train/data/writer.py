@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,14 +13,15 @@ from typing import IO, Any
 import pyarrow as pa
 
 from cpmbee.errors import DataError
+from cpmbee.outputs import FolderKind, require_replaceable
 from cpmbee.staging import staged_folder
 from cpmbee.train.data.manifest import MANIFEST, Manifest, ShardEntry
-from cpmbee.train.data.records import Record, count_characters
+from cpmbee.train.data.records import MAX_RECORD_BYTES, Record, count_characters
 from cpmbee.train.data.shard_file import SCHEMA, make_batch
 
 DEFAULT_SHARD_BYTES = 512 << 20
 BATCH_BYTES = 256 << 10  # of payload: what is compared with its checksum at once
-MAX_RECORD_BYTES = 64 << 20
+DATA_SET = FolderKind("a data set", re.compile(rf"{re.escape(MANIFEST)}|shard-\d{{5,}}\.arrow"), Manifest.read)
 
 
 class _HashingFile:
@@ -150,10 +152,10 @@ def new_dataset(folder: Path, overwrite: bool, shard_bytes: int = DEFAULT_SHARD_
         DataError: something is there that must not be replaced, or the disk refuses.
     """
 
-    def require_replaceable(target: Path) -> None:
-        _require_replaceable(target, overwrite)
+    def replaceable(target: Path) -> None:
+        require_replaceable(target, DATA_SET, overwrite, DataError)
 
-    with staged_folder(folder, "building", DataError, require_replaceable) as staging:
+    with staged_folder(folder, DataError, replaceable) as staging:
         writer = DatasetWriter(staging, shard_bytes)
         try:
             yield writer
@@ -174,18 +176,3 @@ def to_payload(record: Record) -> bytes:
     if len(payload) > MAX_RECORD_BYTES:
         raise DataError(f"has {len(payload)} bytes, a record may have {MAX_RECORD_BYTES}")
     return payload
-
-
-def _require_replaceable(target: Path, overwrite: bool) -> None:
-    if not target.exists():
-        return
-    if not target.is_dir():
-        raise DataError(f"{target}: is a file; name a folder that does not exist yet")
-    present = {entry.name for entry in target.iterdir()}
-    if not present:
-        return
-    if not overwrite:
-        raise DataError(f"{target}: already exists; choose another folder, or overwrite it (--overwrite)")
-    own = {MANIFEST, *(shard.file for shard in Manifest.read(target).shards)}
-    if foreign := sorted(present - own):
-        raise DataError(f"{target}: holds {foreign[0]}, which is no part of a data set, so it is not overwritten")

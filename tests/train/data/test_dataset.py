@@ -1,6 +1,9 @@
 """Data sets: what was written is read, by number, in shards; what is damaged is named."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +109,13 @@ def test_a_shard_that_is_cut_off_is_named(tmp_path: Path, cut: int) -> None:
         Dataset(folder)
 
 
+def test_a_shard_that_git_lfs_has_not_fetched_is_called_that(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", [{"text": "x"}])
+    (folder / "shard-00000.arrow").write_text("version https://git-lfs.github.com/spec/v1\nsize 3\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"shard-00000\.arrow: a git-lfs pointer, not a shard; .*git lfs pull"):
+        Dataset(folder)
+
+
 def test_an_absent_shard_is_named(tmp_path: Path) -> None:
     folder = write_dataset(tmp_path / "data", [{"text": "x"}])
     (folder / "shard-00000.arrow").unlink()
@@ -121,7 +131,10 @@ def test_an_absent_shard_is_named(tmp_path: Path) -> None:
         ({"records": 5}, "counts 5 records, its shards 1"),
         ({"shards": 1}, "no list of shards"),
         ({"shards": [{"file": "x"}]}, "shard 0 does not have the fields"),
-        ({"shards": [{"file": "../x", "records": 1, "characters": 1, "size": 1, "sha256": ""}]}, "outside"),
+        *(
+            ({"shards": [{"file": name, "records": 1, "characters": 1, "size": 1, "sha256": ""}]}, "outside")
+            for name in ("../x", "..", "", "a/b", "c:x", "a\0b", "\ud800", "天" * 100)
+        ),
         ({"shards": [{"file": "x", "records": -1, "characters": 1, "size": 1, "sha256": ""}]}, "bad records: -1"),
         ({"shards": [{"file": "x", "records": 10**30, "characters": 1, "size": 1, "sha256": ""}]}, "bad records: 1000"),
     ],
@@ -134,9 +147,66 @@ def test_a_bad_manifest_is_named(tmp_path: Path, change: dict[str, Any], message
         Dataset(folder)
 
 
+@pytest.mark.parametrize("compression", ["zstd", "lz4"])
+def test_compressed_shards_are_refused_before_they_unfold(tmp_path: Path, compression: str) -> None:
+    """Under a limit on memory that the file itself is far from reaching."""
+    code = """
+import resource, sys
+from pathlib import Path
+import pyarrow as pa
+from cpmbee.errors import DataError
+from cpmbee.train.data import open_dataset
+from cpmbee.train.data.manifest import Manifest, ShardEntry
+from cpmbee.train.data.shard_file import SCHEMA
+folder, compression = Path(sys.argv[1]), sys.argv[2]
+file = folder / "shard.arrow"
+batch = pa.record_batch([pa.array([bytes(256 << 20)], pa.binary()), pa.array([1], pa.int64())], schema=SCHEMA)
+with pa.ipc.new_file(str(file), SCHEMA, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+    writer.write_batch(batch)
+del batch
+size = file.stat().st_size
+assert size < 4 << 20
+Manifest((ShardEntry("shard.arrow", 1, 1, size, "0" * 64),)).write(folder)
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+try:
+    open_dataset(folder)[0]
+except DataError as error:
+    print(error)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path), compression]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert "the shard is damaged: its records are compressed" in run.stdout, run.stderr
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000.arrow"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    folder = write_dataset(tmp_path / "data", [{"text": "x"}])
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    if name != "manifest.json":  # whose size the manifest may name
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["shards"][0]["size"] = 0
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=rf"{name}: cannot read .*it is a pipe or a device"):
+        open_dataset(folder)[0]
+
+
+def test_a_shard_of_no_bytes_is_damaged(tmp_path: Path) -> None:
+    folder = write_dataset(tmp_path / "data", [{"text": "x"}])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["shards"][0]["size"] = 0
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "shard-00000.arrow").write_bytes(b"")
+    with pytest.raises(DataError, match="shard is damaged: cannot mmap an empty file"):
+        open_dataset(folder)[0]
+
+
 def test_what_is_no_data_set_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a data set"):
         open_dataset(tmp_path)
+    with pytest.raises(DataError, match="does not exist"):
+        open_dataset(tmp_path / ("x" * 5000))
     with pytest.raises(DataError, match="does not exist"):
         open_dataset(tmp_path / "absent")
 
@@ -145,7 +215,7 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path: Path) -> None:
     def write_half() -> None:
         with new_dataset(tmp_path / "data", overwrite=False) as writer:
             writer.write({"text": "x" * BATCH_BYTES})
-            assert list(tmp_path.glob(".data.building-*/shard-00000.arrow"))
+            assert list(tmp_path.glob(".data.writing-*/shard-00000.arrow"))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -125,7 +125,7 @@ def test_records_that_are_no_dicts_are_named(tmp_path: Path, payload: bytes) -> 
         ({"block_end": 1}, r"data_0\.bin: .*bytes, meta\.bin says 1 x 256"),
         ({"block_size": 0}, r"meta\.bin, line 1: sizes"),
         ({"file_name": "../data"}, r"meta\.bin, line 1: '\.\./data' lies outside"),
-        ({"file_name": "absent"}, "absent: cannot be opened"),
+        ({"file_name": "absent"}, "absent: cannot read a file of the data set .No such file"),
         ({"file_name": 3}, r"meta\.bin, line 1: is not an object with the name"),
     ],
 )
@@ -142,6 +142,41 @@ def test_meta_that_is_no_json(tmp_path: Path) -> None:
     (folder / "meta.bin").write_text('{"file_name": "data_0.bin"}')
     with pytest.raises(DataError, match=r"meta\.bin, line 1: has no field 'block_begin'"):
         open_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["meta.bin", "data_0.bin"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    folder = write_legacy(tmp_path / "old", [PAYLOADS])
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(DataError, match=rf"{name}: cannot read .*it is a pipe or a device"):
+        open_dataset(folder)
+
+
+def test_a_byte_order_mark_and_a_huge_line_of_meta(tmp_path: Path) -> None:
+    folder = write_legacy(tmp_path / "old", [PAYLOADS])
+    meta = (folder / "meta.bin").read_bytes()
+    (folder / "meta.bin").write_bytes(b"\xef\xbb\xbf" + meta)
+    assert len(open_dataset(folder)) == len(PAYLOADS)
+    with (folder / "meta.bin").open("ab") as file:
+        file.truncate(1 << 40)  # a line of zeros, which take no place on the disk
+    with pytest.raises(DataError, match=r"meta\.bin, line 2: longer than"):
+        open_dataset(folder)
+
+
+def test_a_file_of_zeros_is_not_walked_through(tmp_path: Path) -> None:
+    """A hole of a terabyte takes no place on the disk, and no time here."""
+    folder = write_legacy(tmp_path / "old", [PAYLOADS], block_end=1 << 40, block_size=1)
+    with (folder / "data_0.bin").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(DataError, match=r"data_0\.bin: the file is damaged: block 0 has no record"):
+        open_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 5000])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"meta\.bin, line 1: |cannot read a file of the data set"):
+        open_dataset(write_legacy(tmp_path / "old", [PAYLOADS], file_name=name))
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def test_a_mixture_of_over_long_samples_only_is_given_up(folder: Path) -> None:
         ([{"dataset": "first"}, {"dataset": "absent"}], r"data set 1 \(absent\): .*absent: does not exist"),
         ([{"dataset": "empty"}], r"data set 0 \(empty\): dataset: the data set is empty"),
         ([{"dataset": "first", "transforms": [{"input": "x"}]}], r"\(first\): transforms: item 0: .*no target"),
-        ([{"dataset": "first", "transforms": "absent.py"}], r"absent\.py: cannot be read"),
+        ([{"dataset": "first", "transforms": "absent.py"}], r"absent\.py: cannot read"),
     ],
 )
 def test_mixtures_that_cannot_be_used(folder: Path, entries: Any, message: str) -> None:
