@@ -75,7 +75,7 @@ def _file(
     """Change a tensor of the data file in place."""
     tensors = external_tensors(folder / "model.onnx")
     for tensor in [tensors[name], *([tensors[f"{name}/scales"]] if scales else [])]:
-        place = np.memmap(folder / "model.onnx.data", tensor.dtype, "r+", tensor.offset, tensor.shape)  # type: ignore[attr-defined]
+        place = np.memmap(folder / "model.onnx.data", tensor.dtype, "r+", tensor.offset, tensor.shape)  # type: ignore[attr-defined, call-overload]
         change(place)
         place.flush()
     _rehash(folder, "model.onnx.data")
@@ -112,7 +112,8 @@ def _rehash(folder: Path, name: str) -> None:
 
 def _both(value: int, bits: int) -> np.uint8:
     """A number in both halves of a byte."""
-    return np.uint8(value | value << 4 if bits == 4 else value)
+    byte: np.uint8 = np.uint8(value | value << 4 if bits == 4 else value)
+    return byte
 
 
 def _swap_lanes(packed: Array) -> None:
@@ -179,7 +180,8 @@ def _attribute(op: str, name: str, value: float = 0.0, factor: float = 0.0) -> C
 
 
 def _function(model: onnx.ModelProto, name: str) -> onnx.FunctionProto:
-    return next(function for function in model.functions if function.name == name)
+    found: onnx.FunctionProto = next(function for function in model.functions if function.name == name)
+    return found
 
 
 def _swap_gate(model: onnx.ModelProto) -> None:
@@ -219,7 +221,8 @@ def _coarse_product(model: onnx.ModelProto) -> None:
 def _noise(logits: Float32) -> Float32:
     reach = np.float32(0.2) * np.ptp(logits)
     noise = np.random.default_rng(0).uniform(-1, 1, logits.shape).astype(np.float32)
-    return logits + reach * noise
+    noisy: Float32 = logits + reach * noise
+    return noisy
 
 
 def _last_output(logits: Float32) -> Float32:

@@ -26,7 +26,7 @@ from cpmbee.bench.environment import commit, write_result
 from cpmbee.bench.fidelity import open_model
 from cpmbee.bench.quality import divided, reference, write_jsonl
 from cpmbee.export import exporter
-from cpmbee.export.balance import blocks_of
+from cpmbee.export.balance import Balance, blocks_of
 from cpmbee.export.demo import demo_checkpoint
 from cpmbee.export.quality import measure
 from cpmbee.export.transcripts import Transcript, read_transcripts
@@ -74,9 +74,9 @@ def measured(
         model = checkpoint if place is None else with_outliers(checkpoint, scratch / "outliers", place, gain)
         for precision in ("int8", "int4"):
             found = []
-            for balance in (lambda source, layout: None, exporter.Balance):
+            for balance in (lambda source, layout: None, Balance):
                 with mock.patch.object(exporter, "Balance", balance):
-                    exporter.export(model, scratch / "model", precision, verify=False, overwrite=True)  # type: ignore[arg-type]
+                    exporter.export(model, scratch / "model", precision, verify=False, overwrite=True)
                 found.append(measure(open_model(scratch / "model", transcripts), transcripts, expected))
             kl = [f"{quality.kl:.2e}" for quality in found]
             right = [f"{100 * (quality.accuracy or 0):.1f}" for quality in found]

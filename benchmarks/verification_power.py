@@ -77,8 +77,8 @@ def right_exports(count: int, processes: int) -> dict[str, Any]:
             if done % 20 == 0:
                 print(f"{done} right exports, {len(refused)} refused", flush=True)
     summary = {measure: distance(values, getattr(BOUNDS, measure)) for measure, values in found.items()}
-    for measure, value in summary.items():
-        print(measure, {name: float(f"{number:.3g}") for name, number in value.items()})
+    for measure, facts_of in summary.items():
+        print(measure, {name: float(f"{number:.3g}") for name, number in facts_of.items()})
     return {"exports": count, "refused": refused, "measures": summary}
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from cpmbee.config import ModelConfig
 from cpmbee.export.packing import BlockFormat, Float32
 from cpmbee.export.parallel import in_order
-from cpmbee.export.quantize import copy_rows
+from cpmbee.export.quantize import copy_rows, reciprocal
 from cpmbee.export.sources import TensorSource
 
 Array = NDArray[Any]
@@ -59,7 +59,7 @@ class Factors(NamedTuple):
 
     def undo(self, values: Float32, start: int) -> None:
         """The inverse of `apply`, which loses nothing: factors are powers of two."""
-        Factors(1 / self.rows, 1 / self.columns).apply(values, start)
+        Factors(reciprocal(self.rows), reciprocal(self.columns)).apply(values, start)
 
 
 class Block(NamedTuple):
@@ -117,7 +117,7 @@ class Balance:
     def norm(self, name: str) -> Float32:
         """What a norm's weight is multiplied by."""
         self._find(self._blocks[name])
-        return 1 / self._behind_norm
+        return reciprocal(self._behind_norm)
 
     def factors(self, name: str) -> Factors:
         """What a matrix is multiplied by."""
@@ -158,7 +158,7 @@ def factors_in(block: Block, name: str, config: ModelConfig, behind_norm: Float3
     """
     if name == block.out:
         return Factors(np.ones(config.hidden_size, np.float32), inner)
-    return Factors(1 / inner if name == block.inner else np.ones_like(inner), behind_norm)
+    return Factors(reciprocal(inner) if name == block.inner else np.ones_like(inner), behind_norm)
 
 
 def even_factors(activations: Float64, weights: Float64, layout: BlockFormat) -> Float32:

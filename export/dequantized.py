@@ -16,7 +16,7 @@ from cpmbee.export.balance import Factors, blocks_of, factors_in
 from cpmbee.export.graph import build_graph
 from cpmbee.export.packing import BLOCK_SIZES, BlockFormat, Float32
 from cpmbee.export.parallel import in_order
-from cpmbee.export.quantize import Quantization, QuantizedMatrix, StoredMatrix, copy_rows
+from cpmbee.export.quantize import Quantization, QuantizedMatrix, StoredMatrix, copy_rows, reciprocal
 from cpmbee.export.report import Check
 from cpmbee.export.sources import TensorSource
 from cpmbee.export.weights import QUANTIZED, linear_scale, scaled
@@ -128,7 +128,7 @@ class DequantizedSource:
         block = self._blocks[name]
         if block.norm not in self._factors:
             behind_norm = self._behind_norm(block.norm)
-            inner = 1 / self._rows_over(block.inner, behind_norm)
+            inner = reciprocal(self._rows_over(block.inner, behind_norm))
             self._factors[block.norm] = Factors(inner, behind_norm)
         inner, behind_norm = self._factors[block.norm]
         return factors_in(block, name, self.config, behind_norm, inner)
@@ -139,7 +139,8 @@ class DequantizedSource:
         expected = scaled(self._source.read(name), factor, np.dtype(np.float32))
         stored = np.asarray(self._tensors[self._norms[name]])
         known = (expected != 0) & (stored != 0)
-        return np.divide(expected, stored, out=np.ones_like(expected), where=known)
+        factors: Float32 = np.divide(expected, stored, out=np.ones_like(expected), where=known)
+        return factors
 
     def _rows_over(self, name: str, columns: Float32) -> Float32:
         """Powers of two that rows of a matrix were multiplied by."""
@@ -159,7 +160,8 @@ class DequantizedSource:
         alike, power = (np.concatenate(sums) for sums in zip(*panels, strict=True))
         known = (alike > 0) & (power > 0)
         ratio = np.divide(alike, power, out=np.ones_like(power), where=known)
-        return np.exp2(np.rint(np.log2(ratio)))
+        powers: Float32 = np.exp2(np.rint(np.log2(ratio)))
+        return powers
 
     def error(self, name: str) -> WeightError:
         """How far a tensor's stored weights are from the checkpoint's."""

@@ -18,11 +18,14 @@ from onnx import TensorProto, helper
 
 from cpmbee.export.builder import CONTRIB
 from cpmbee.export.dequantized import external_tensors
+from cpmbee.export.exact_linear import EXACT_LINEAR
 from cpmbee.export.functions import ATTENTION, DOMAIN, bucketed_attention
 from cpmbee.export.packing import BlockFormat
 from cpmbee.export.pieces import PiecewiseModel
 from cpmbee.export.quantize import StoredMatrix
 from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
+
+PRODUCTS = (QUANTIZED_LINEAR, EXACT_LINEAR)
 
 Array = NDArray[Any]
 
@@ -43,10 +46,10 @@ class WideModel(PiecewiseModel):
         return node.input[0], []
 
     def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
-        inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, QUANTIZED_LINEAR)], exclude=True)
+        inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, op) for op in PRODUCTS], exclude=True)
         nodes: list[onnx.NodeProto] = []
         for node in inlined.graph.node:
-            if (node.domain, node.op_type) == (DOMAIN, QUANTIZED_LINEAR):
+            if node.domain == DOMAIN and node.op_type in PRODUCTS:
                 _, packed, scales = node.input
                 matrix = f"{packed}/fp32"
                 self._fed[matrix] = _dequantized(node, weights[packed], weights[scales])  # the runtime copies weights

@@ -63,6 +63,7 @@ class Quantization:
         calibration: tells the moments of a matrix's inputs, by the name of its first checkpoint tensor; "search" then
             corrects errors of attention and feed-forward matrices (`cpmbee.export.error_feedback`).
         balance: evens out channels first; None leaves them as they are.
+        exact_layers: layers whose products take activations as they are, not rounded to int8.
     """
 
     body_bits: int
@@ -71,6 +72,7 @@ class Quantization:
     method: Method = "search"
     calibration: Callable[[str], Moments] | None = field(default=None, repr=False)
     balance: Balance | None = field(default=None, repr=False)
+    exact_layers: frozenset[int] = frozenset()
 
     def matrix(
         self, name: str, sources: tuple[str, ...], dim_in: int, dims_out: tuple[int, ...], factor: float, bits: int
@@ -79,7 +81,9 @@ class Quantization:
         layout = BlockFormat(bits, self.block_size)
         body = sources[0] != EMBEDDING
         calibration, balance = (self.calibration, self.balance) if body else (None, None)
-        return QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, calibration, balance)
+        matrix = QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, calibration, balance)
+        matrix.exact_activations = any(name.startswith(f"layers.{layer}.") for layer in self.exact_layers)
+        return matrix
 
 
 class QuantizedMatrix:
@@ -95,6 +99,7 @@ class QuantizedMatrix:
         weight: the bytes.
         scales: their scales, known once the bytes have been made.
         error: relative RMS error of the matrix, of its outputs where it was calibrated; None before.
+        exact_activations: whether it multiplies activations that are not rounded.
     """
 
     def __init__(
@@ -116,6 +121,7 @@ class QuantizedMatrix:
         self.factor = factor
         self.layout = layout
         self.error: float | None = None
+        self.exact_activations = False
         self._method = method
         self._calibration = calibration
         self._balance = balance
@@ -138,7 +144,9 @@ class QuantizedMatrix:
         factors = self._factors()
         moments = None if self._calibration is None else self._calibration(self.sources[0])
         if moments is not None and factors is not None:
-            moments = Moments(moments.squares / np.square(factors.columns), moments.factor * factors.columns)
+            moments = Moments(
+                moments.squares * np.square(reciprocal(factors.columns)), moments.factor * factors.columns
+            )
         buffers = threading.local()
 
         def panel(start: int) -> Quantized:
@@ -182,6 +190,12 @@ class QuantizedMatrix:
     def _made_scales(self, tensors: Sequence[Array]) -> Iterator[Array]:
         yield from self._scales
         self._scales.clear()
+
+
+def reciprocal(values: Float32) -> Float32:
+    """One over values, exact for powers of two."""
+    inverse: Float32 = np.reciprocal(values)
+    return inverse
 
 
 def copy_rows(tensors: Sequence[Array], start: int, factor: float, out: Float32) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from cpmbee.cache_types import CacheType
 from cpmbee.export.dequantized import external_tensors
+from cpmbee.export.exact_linear import EXACT_LINEAR
 from cpmbee.export.exact_model import WideModel
 from cpmbee.export.functions import ATTENTION, bucketed_attention
 
@@ -37,8 +38,13 @@ class RoundedModel(WideModel):
         super().__init__(model, external_tensors(model_file))
 
     def _activations(self, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
-        attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        return _rounded(node.input[0], f"{node.output[0]}/x", attributes["in_features"], attributes["block_size"])
+        return super()._activations(node) if node.op_type == EXACT_LINEAR else rounded_activations(node)
+
+
+def rounded_activations(node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
+    """What a product multiplies its matrix with where it rounds, and the nodes that make it."""
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    return _rounded(node.input[0], f"{node.output[0]}/x", attributes["in_features"], attributes["block_size"])
 
 
 def _rounded(value: str, scope: str, width: int, block: int) -> tuple[str, list[onnx.NodeProto]]:

@@ -35,7 +35,7 @@ from cpmbee.export.exact_model import ExactModel
 from cpmbee.export.memory import available_memory, fp32_bytes
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.pieces import PiecewiseModel
-from cpmbee.export.probes import Probe, make_probes, make_requests
+from cpmbee.export.probes import GraphInputs, Probe, make_probes, make_requests
 from cpmbee.export.quality import measure
 from cpmbee.export.report import Check, Quality, VerificationReport
 from cpmbee.export.rounded_model import RoundedModel
@@ -350,9 +350,10 @@ def _answer(subject: _Subject, expected: _Expected, made: list[Call]) -> None:
 
 
 def _same_calls(some: list[Call], others: list[Call]) -> bool:
-    return len(some) == len(others) and all(
-        np.array_equal(a, b) for x, y in zip(some, others, strict=True) for a, b in zip(x.inputs, y.inputs, strict=True)
-    )
+    def equal(a: GraphInputs, b: GraphInputs) -> bool:
+        return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in GraphInputs._fields)
+
+    return len(some) == len(others) and all(equal(x.inputs, y.inputs) for x, y in zip(some, others, strict=True))
 
 
 def _measure(subject: _Subject, source: TensorSource, transcripts: list[Transcript], tell: Progress) -> Quality:
