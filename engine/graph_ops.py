@@ -150,6 +150,14 @@ OWN: dict[tuple[str, str], Operator] = {
     (DOMAIN, "QuantizedEmbedding"): Operator(
         _quantized_embedding, 3, attributes=_MATRIX, stored=(1, 2), variant=lambda call: str(call.integer("bits"))
     ),
+    (DOMAIN, "ExactLinear"): Operator(
+        _quantized_linear,
+        3,
+        attributes=_MATRIX,
+        stored=(1, 2),
+        per_block=2,
+        variant=lambda call: str(call.integer("bits")),
+    ),
     (DOMAIN, "QuantizedLinear"): Operator(_quantized_linear, 3, attributes=_MATRIX, stored=(1, 2), per_block=2),
     (DOMAIN, "RMSNorm"): Operator(_rms_norm, 2, attributes=_EPSILON, stored=(1,)),
     (DOMAIN, "SubscriptRotation"): Operator(

@@ -89,6 +89,10 @@ _BODIES: Bodies = {
             "2c3e813cc804855922847cfa0ebf38a05c0363139988fec10a9d2e7808ae7d58",
         ),
     },
+    "ExactLinear": {
+        "4": ("9468ceb336a2716f306c72a5c508a13e92572fe6e62a976ef0dc0266723ce0ce",),
+        "8": ("3dc47ee72d3f7e50f89ce8ff976bb1ac42b81d232f0f09b8e86196aae48953ab",),
+    },
     "GatedGelu": {
         "": ("58ff6e61f021fc987eb991255e5a2f409d38fb84d087e86cfdfacdfbe8da91b9",),
     },

@@ -11,6 +11,7 @@ from cpmbee.cache_types import CacheType
 from cpmbee.config import ModelConfig
 from cpmbee.export import weights
 from cpmbee.export.builder import GraphBuilder
+from cpmbee.export.exact_linear import EXACT_LINEAR
 from cpmbee.export.functions import DOMAIN
 from cpmbee.export.quantize import Quantization, QuantizedMatrix
 from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
@@ -71,7 +72,8 @@ class Assembly:
     def quantized_linear(self, value: str, out: str, matrix: QuantizedMatrix) -> str:
         """``out = value * matrix``."""
         tensors = self.graph.quantized_matrix(matrix)
-        return self.graph.node(QUANTIZED_LINEAR, [value, *tensors], out, DOMAIN, **quantized_attributes(matrix))
+        op = EXACT_LINEAR if matrix.exact_activations else QUANTIZED_LINEAR
+        return self.graph.node(op, [value, *tensors], out, DOMAIN, **quantized_attributes(matrix))
 
     def times(self, value: str, factor: float, name: str) -> str:
         """``value * factor``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 from cpmbee.cache_types import CACHE_TYPES
 from cpmbee.cli_options import OneDelta, add_generation_options, generation_options
@@ -54,10 +55,18 @@ def export_main(argv: list[str]) -> int:
         metavar="FILE",
         help="JSON Lines of requests to read: make rounding errors cancel out on inputs like theirs",
     )
+    group.add_argument(
+        "--exact-activations",
+        nargs="+",
+        default=[],
+        metavar="LAYER",
+        help="layers (0, 1, ...) whose products take activations in fp32; auto: measure which need it",
+    )
     add_generation_options(parser, "defaults of generation, kept in OUT/generation_config.json")
     args = parser.parse_args(argv)
     try:
         defaults = GenerationConfig().updated(**generation_options(args))
+        exact_activations = _layers(args.exact_activations)
     except ConfigError as error:
         parser.error(str(error))
     from cpmbee.export import export
@@ -71,6 +80,7 @@ def export_main(argv: list[str]) -> int:
             head_bits=args.head_bits,
             method=args.method,
             calibration=args.calibration,
+            exact_activations=exact_activations,
             cache=args.cache,
             vocab=args.vocab,
             lora=args.lora,
@@ -133,6 +143,19 @@ def describe_verification(report: VerificationReport) -> list[str]:
     failed = sum(not check.passed for check in report.checks)
     verdict = f"{failed} of {len(report.checks)} checks FAILED" if failed else f"all {len(report.checks)} checks passed"
     return [*lines, f"{verdict} in {report.seconds:.1f} s"]
+
+
+def _layers(words: list[str]) -> list[int] | Literal["auto"]:
+    """Layers by their numbers, or "auto".
+
+    Raises:
+        ConfigError: a word is neither.
+    """
+    if words == ["auto"]:
+        return "auto"
+    if wrong := [word for word in words if not word.isdecimal()]:
+        raise ConfigError(f"--exact-activations takes numbers of layers, or auto alone, not {wrong[0]!r}")
+    return [int(word) for word in words]
 
 
 def _add_lora(parser: argparse.ArgumentParser) -> None:

@@ -12,20 +12,26 @@ import onnx
 from numpy.typing import NDArray
 
 from cpmbee.errors import ModelFolderError
+from cpmbee.export.balance import Factors, blocks_of, factors_in
 from cpmbee.export.graph import build_graph
-from cpmbee.export.packing import BLOCK_SIZES
+from cpmbee.export.packing import BLOCK_SIZES, BlockFormat, Float32
 from cpmbee.export.parallel import in_order
-from cpmbee.export.quantize import Quantization, QuantizedMatrix, StoredMatrix, copy_rows
+from cpmbee.export.quantize import Quantization, QuantizedMatrix, StoredMatrix, copy_rows, reciprocal
 from cpmbee.export.report import Check
 from cpmbee.export.sources import TensorSource
-from cpmbee.export.weights import QUANTIZED
+from cpmbee.export.weights import QUANTIZED, linear_scale, scaled
 from cpmbee.folder import MANIFEST, ModelFolder
+from cpmbee.json_file import read_json_object
 
 Array = NDArray[Any]
 
-# Relative RMS error of a tensor that is still the same tensor, by bits: twice that of blocks of 128 where every block
-# has one weight that dwarfs the others.
-LARGEST_ERROR = {4: 0.5, 8: 0.05}
+# A weight is at most half a step from its nearest number, where that number exists. The search takes the step that has
+# the least squared error for a block, so that what it clips is bounded, too: this many times that of half a step each.
+CLIPPED = 2.1
+SMALLEST_STEP = 2.0**-25  # steps are fp16 numbers: what is smaller may be zero
+# Calibration moves weights away from their nearest numbers to make up for others: by at most this many times as much,
+# and less than this share of the block's own squares.
+CORRECTED, CORRECTED_SHARE = 64.0, 0.36
 
 
 class _Place(NamedTuple):
@@ -34,6 +40,20 @@ class _Place(NamedTuple):
     matrix: QuantizedMatrix
     first: int
     rows: int
+
+
+class WeightError(NamedTuple):
+    """What quantization changed about a tensor.
+
+    Attributes:
+        relative: RMS of the changes over that of the values; 0 where both are zero.
+        block: largest squared error of a block, relative to what a right one may have.
+        where: the row and the first input of that block.
+    """
+
+    relative: float
+    block: float
+    where: tuple[int, int]
 
 
 def stored_quantization(model: ModelFolder) -> Quantization | None:
@@ -69,9 +89,15 @@ class DequantizedSource:
         self.vocab_file = source.vocab_file
         self.format = source.format
         self._source = source
+        self._calibrated = _is_calibrated(model)
         self._tensors = external_tensors(model.model)
         self._places: dict[str, _Place] = {}
+        self._blocks = {name: block for block in blocks_of(source.config) for name in (*block.readers, block.out)}
+        self._factors: dict[str, Factors] = {}
         planned = build_graph(source.config, "int8" if quantization.body_bits == 8 else "int4", quantization)
+        self._norms = {
+            tensor.sources[0]: name for name, tensor in planned.stored.items() if name.endswith("/norm_weight")
+        }
         for matrix in planned.quantized:
             first = 0
             for name, rows in zip(matrix.sources, matrix.dims_out, strict=True):
@@ -88,26 +114,81 @@ class DequantizedSource:
         place = self._places.get(name)
         if place is None:
             return self._source.read(name)
-        return self._stored(place).rows(place.first, place.first + place.rows)
+        values = self._stored(place).rows(place.first, place.first + place.rows)
+        if name in self._blocks:
+            self.factors(name).undo(values, 0)
+        return values
 
-    def error(self, name: str) -> float:
-        """RMS of what quantization changed over that of the checkpoint's values; 0 where both are zero."""
-        exact, place = self.original(name), self._places[name]
-        stored = self._stored(place)
+    def factors(self, name: str) -> Factors:
+        """What the export multiplied a matrix of a block by, as the file shows it (`cpmbee.export.balance`).
 
-        def sums(start: int) -> tuple[float, float]:
+        Those of channels behind a norm are what became of the norm's weight. Those of inner channels are the powers of
+        two that are nearest to what became of the rows.
+        """
+        block = self._blocks[name]
+        if block.norm not in self._factors:
+            behind_norm = self._behind_norm(block.norm)
+            inner = reciprocal(self._rows_over(block.inner, behind_norm))
+            self._factors[block.norm] = Factors(inner, behind_norm)
+        inner, behind_norm = self._factors[block.norm]
+        return factors_in(block, name, self.config, behind_norm, inner)
+
+    def _behind_norm(self, name: str) -> Float32:
+        """The checkpoint's norm over the file's, 1 where either is zero."""
+        factor = linear_scale(self.config.hidden_size)
+        expected = scaled(self._source.read(name), factor, np.dtype(np.float32))
+        stored = np.asarray(self._tensors[self._norms[name]])
+        known = (expected != 0) & (stored != 0)
+        factors: Float32 = np.divide(expected, stored, out=np.ones_like(expected), where=known)
+        return factors
+
+    def _rows_over(self, name: str, columns: Float32) -> Float32:
+        """Powers of two that rows of a matrix were multiplied by."""
+        place = self._places[name]
+        exact, stored = self.original(name), self._stored(place)
+        same = Factors(np.ones(place.rows, np.float32), columns)
+
+        def panel(start: int) -> tuple[Float32, Float32]:
             wide = np.empty((min(stored.panel_rows, place.rows - start), stored.dim_in), np.float32)
             left = np.empty_like(wide)
             copy_rows([exact], start, 1.0, wide)
+            same.apply(wide, start)
+            stored.write(place.first + start, left)
+            return np.einsum("ri,ri->r", wide, left), np.einsum("ri,ri->r", wide, wide)
+
+        panels = list(in_order(panel, range(0, place.rows, stored.panel_rows)))
+        alike, power = (np.concatenate(sums) for sums in zip(*panels, strict=True))
+        known = (alike > 0) & (power > 0)
+        ratio = np.divide(alike, power, out=np.ones_like(power), where=known)
+        powers: Float32 = np.exp2(np.rint(np.log2(ratio)))
+        return powers
+
+    def error(self, name: str) -> WeightError:
+        """How far a tensor's stored weights are from the checkpoint's."""
+        exact, place = self.original(name), self._places[name]
+        stored = self._stored(place)._replace(factor=1.0)
+        factors = self.factors(name) if name in self._blocks else None
+        calibrated = self._calibrated and factors is not None
+
+        def panel(start: int) -> tuple[float, float, float, tuple[int, int]]:
+            wide = np.empty((min(stored.panel_rows, place.rows - start), stored.dim_in), np.float32)
+            left = np.empty_like(wide)
+            copy_rows([exact], start, place.matrix.factor, wide)
+            if factors is not None:
+                factors.apply(wide, start)
             stored.write(place.first + start, left)
             left -= wide
-            return float(np.vdot(left, left)), float(np.vdot(wide, wide))
+            scales = stored.block_scales(place.first + start, len(wide))
+            ratios = _block_errors(left, wide, scales, stored.layout, calibrated)
+            row, block = np.unravel_index(ratios.argmax(), ratios.shape)
+            where = start + int(row), int(block) * stored.layout.block_size
+            return float(np.vdot(left, left)), float(np.vdot(wide, wide)), float(ratios[row, block]), where
 
-        panels = list(in_order(sums, range(0, place.rows, stored.panel_rows)))
-        error, power = (math.fsum(column) for column in zip(*panels, strict=True))
-        if error == 0:
-            return 0.0
-        return math.inf if power == 0 else math.sqrt(error / power)
+        panels = list(in_order(panel, range(0, place.rows, stored.panel_rows)))
+        error, power = math.fsum(p[0] for p in panels), math.fsum(p[1] for p in panels)
+        relative = 0.0 if error == 0 else math.inf if power == 0 else math.sqrt(error / power)
+        _, _, block, where = max(panels, key=lambda p: p[2])
+        return WeightError(relative, block, where)
 
     def _stored(self, place: _Place) -> StoredMatrix:
         matrix = place.matrix
@@ -124,16 +205,59 @@ class DequantizedSource:
 
 
 def check_weights(source: DequantizedSource, tell: Callable[[str, float], None]) -> Check:
-    """Whether the file's weights are the checkpoint's, but for the rounding."""
-    worst, where, passed = 0.0, "", True
-    for number, (name, bits) in enumerate(source.quantized.items()):
+    """Whether the file's weights are the checkpoint's, block by block, but for the rounding."""
+    errors: dict[str, WeightError] = {}
+    for number, name in enumerate(source.quantized):
         tell("comparing weights", number / len(source.quantized))
-        error = source.error(name)
-        passed = passed and error <= LARGEST_ERROR[bits]
-        if error / LARGEST_ERROR[bits] >= worst:
-            worst, where = error / LARGEST_ERROR[bits], f"{error:.1e} (int{bits}) in {name}"
-    detail = f"against the checkpoint, dequantized: largest relative RMS error {where}, {len(source.quantized)} tensors"
-    return Check("weights", passed, detail)
+        errors[name] = source.error(name)
+    worst = max(errors, key=lambda name: errors[name].relative)
+    detail = (
+        f"against the checkpoint, dequantized: largest relative RMS error {errors[worst].relative:.1e} "
+        f"(int{source.quantized[worst]}) in {worst}, {len(errors)} tensors"
+    )
+    wrong = [name for name, error in errors.items() if error.block > 1]
+    if wrong:
+        row, column = errors[wrong[0]].where
+        detail += (
+            f"; {len(wrong)} are further off than rounding explains, first {wrong[0]} in row {row}, input {column}"
+        )
+    return Check("weights", not wrong, detail)
+
+
+def _block_errors(left: Float32, wide: Float32, scales: Float32, layout: BlockFormat, calibrated: bool) -> Float32:
+    """Squared error of each block relative to the largest that rounding can have, (rows, blocks).
+
+    Args:
+        left: what quantization changed, (rows, inputs).
+        wide: the values themselves.
+        scales: of the stored numbers, (rows, blocks).
+        layout: bits and block size.
+        calibrated: whether errors were corrected by other weights.
+    """
+    numbers = layout.zero_point - 1
+    possible = np.square(scales / 2) * np.float32(CLIPPED) + np.float32((numbers * SMALLEST_STEP) ** 2)
+    possible *= layout.block_size
+    if calibrated:
+        share = np.float32(CORRECTED_SHARE) * _block_squares(wide, layout.block_size)
+        possible = np.maximum(possible, np.minimum(np.float32(CORRECTED) * possible, share))
+    ratios: Float32 = _block_squares(left, layout.block_size) / possible
+    return np.nan_to_num(ratios, nan=np.inf)
+
+
+def _block_squares(values: Float32, block_size: int) -> Float32:
+    """Sum of squares of each block, (rows, blocks)."""
+    if padding := -values.shape[1] % block_size:
+        values = np.pad(values, ((0, 0), (0, padding)))
+    blocks = values.reshape(len(values), -1, block_size)
+    squares: Float32 = np.einsum("rbi,rbi->rb", blocks, blocks)
+    return squares
+
+
+def _is_calibrated(model: ModelFolder) -> bool:
+    """Whether the manifest says so."""
+    manifest = read_json_object(model.path / MANIFEST, "the manifest of an exported model", ModelFolderError)
+    said = manifest.get("quantization")
+    return isinstance(said, dict) and said.get("calibrated") is True
 
 
 def external_tensors(model_file: Path) -> dict[str, Array]:

@@ -18,17 +18,57 @@ from onnx import TensorProto, helper
 
 from cpmbee.export.builder import CONTRIB
 from cpmbee.export.dequantized import external_tensors
+from cpmbee.export.exact_linear import EXACT_LINEAR
 from cpmbee.export.functions import ATTENTION, DOMAIN, bucketed_attention
 from cpmbee.export.packing import BlockFormat
 from cpmbee.export.pieces import PiecewiseModel
 from cpmbee.export.quantize import StoredMatrix
 from cpmbee.export.quantized_functions import QUANTIZED_LINEAR
 
+PRODUCTS = (QUANTIZED_LINEAR, EXACT_LINEAR)
+
 Array = NDArray[Any]
 
 
-class ExactModel(PiecewiseModel):
-    """A folder's model with exact products and cache, a few matrices in fp32 at a time; the file is not touched.
+class WideModel(PiecewiseModel):
+    """A folder's model with products in fp32, a few matrices at a time.
+
+    Args:
+        model: ``model.onnx``, without its tensors.
+        tensors: those of its data file.
+    """
+
+    def __init__(self, model: onnx.ModelProto, tensors: dict[str, Array]) -> None:
+        super().__init__(model, tensors, use_native=False)
+
+    def _activations(self, node: onnx.NodeProto) -> tuple[str, list[onnx.NodeProto]]:
+        """What a product multiplies its matrix with, and the nodes that make it."""
+        return node.input[0], []
+
+    def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
+        inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, op) for op in PRODUCTS], exclude=True)
+        nodes: list[onnx.NodeProto] = []
+        for node in inlined.graph.node:
+            if node.domain == DOMAIN and node.op_type in PRODUCTS:
+                _, packed, scales = node.input
+                matrix = f"{packed}/fp32"
+                self._fed[matrix] = _dequantized(node, weights[packed], weights[scales])  # the runtime copies weights
+                inlined.graph.input.append(helper.make_tensor_value_info(matrix, TensorProto.FLOAT, [None, None]))
+                value, made = self._activations(node)
+                product = helper.make_node("FusedMatMul", [value, matrix], node.output, domain=CONTRIB, transB=1)
+                nodes += [*made, product]
+            else:
+                nodes.append(node)
+        read = {name for node in nodes for name in node.input}
+        prepared = onnx.ModelProto()
+        prepared.CopyFrom(inlined)
+        del prepared.graph.node[:]
+        prepared.graph.node.extend(nodes)
+        return prepared, {name: array for name, array in weights.items() if name in read}
+
+
+class ExactModel(WideModel):
+    """A folder's model with exact products and cache; the file is not touched.
 
     Args:
         model_file: ``model.onnx``, its data file beside it.
@@ -37,19 +77,7 @@ class ExactModel(PiecewiseModel):
     def __init__(self, model_file: Path) -> None:
         model = onnx.load(model_file, load_external_data=False)
         _widen_cache(model)
-        super().__init__(model, external_tensors(model_file), use_native=False)
-
-    def _prepared(self, model: onnx.ModelProto, weights: dict[str, Array]) -> tuple[onnx.ModelProto, dict[str, Array]]:
-        inlined = onnx.inliner.inline_selected_functions(model, [(DOMAIN, QUANTIZED_LINEAR)], exclude=True)
-        for node in inlined.graph.node:
-            if (node.domain, node.op_type) == (DOMAIN, QUANTIZED_LINEAR):
-                value, packed, scales = node.input
-                matrix = f"{packed}/fp32"
-                self._fed[matrix] = _dequantized(node, weights[packed], weights[scales])  # the runtime copies weights
-                inlined.graph.input.append(helper.make_tensor_value_info(matrix, TensorProto.FLOAT, [None, None]))
-                node.CopyFrom(helper.make_node("FusedMatMul", [value, matrix], node.output, domain=CONTRIB, transB=1))
-        read = {name for node in inlined.graph.node for name in node.input}
-        return inlined, {name: array for name, array in weights.items() if name in read}
+        super().__init__(model, external_tensors(model_file))
 
 
 def _widen_cache(model: onnx.ModelProto) -> None:

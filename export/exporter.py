@@ -7,10 +7,10 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
@@ -18,6 +18,7 @@ import cpmbee
 from cpmbee.cache_types import CACHE_TYPES, CacheType
 from cpmbee.config import ModelConfig
 from cpmbee.errors import CheckpointError, ConfigError, DependencyError, ExportError, VocabularyError
+from cpmbee.export.balance import Balance
 from cpmbee.export.builder import GraphBuilder
 from cpmbee.export.data_file import ALIGNMENT, DataFile
 from cpmbee.export.error_feedback import Moments
@@ -25,7 +26,7 @@ from cpmbee.export.folder import REPORT, require_space, staged_folder
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION
 from cpmbee.export.graph import build_graph
 from cpmbee.export.model_proto import to_model
-from cpmbee.export.packing import BITS, BLOCK_SIZES
+from cpmbee.export.packing import BITS, BLOCK_SIZES, BlockFormat
 from cpmbee.export.quantize import DEFAULT_BLOCK_SIZE, DEFAULT_HEAD_BITS, METHODS, Method, Quantization
 from cpmbee.export.report import ExportReport, MatrixError
 from cpmbee.export.sources import HashedSource, TensorSource, open_source
@@ -57,6 +58,7 @@ def export(
     head_bits: int = DEFAULT_HEAD_BITS,
     method: Method = "search",
     calibration: str | Path | None = None,
+    exact_activations: Sequence[int] | Literal["auto"] = (),
     cache: CacheType | None = None,
     vocab: str | Path | None = None,
     lora: str | Path | LoraDelta | None = None,
@@ -83,6 +85,9 @@ def export(
         calibration: JSON Lines of requests, best with their answers filled in, for "int8" and "int4" with "search",
             which then corrects what rounding does to each matrix by the inputs that it has in these requests
             (`cpmbee.export.error_feedback`). Runs the PyTorch reference, one layer in memory at a time.
+        exact_activations: numbers of layers whose products take activations in fp32, for "int8" and "int4"; those
+            layers keep 4 bytes a weight in memory. "auto" measures what rounding costs in each layer, and takes those
+            where it costs far more than in the others (`cpmbee.export.activation_errors`).
         cache: how the model keeps keys and values of earlier tokens: "fp32", "fp16", or "int8" with a scale for each
             token and head. Computation stays fp32. None is fp32 for precision "fp32", else fp16.
         vocab: the vocabulary, where none lies beside the checkpoint.
@@ -111,6 +116,8 @@ def export(
     require_apart([Path(out)], given, ExportError)
     if calibration is not None and (precision not in QUANTIZED or method != "search"):
         raise ConfigError(f"calibration is for int8 and int4 with method search, not for {precision} with {method}")
+    if exact_activations and precision not in QUANTIZED:
+        raise ConfigError(f"exact activations are for int8 and int4, not for {precision}, which rounds none")
     if quality is not None:
         if not verify:
             raise ConfigError("quality is measured by the verification, which was not asked for")
@@ -125,13 +132,26 @@ def export(
         if calibration is not None:
             tell("calibrating", 0.0)
             moments = _calibrated(source, vocab_file, calibration)
-        quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, moments)
+        balance = Balance(source, BlockFormat(QUANTIZED[precision], block_size))
+        quantization = Quantization(QUANTIZED[precision], head_bits, block_size, method, moments, balance)
+        if exact_activations != "auto":
+            quantization = replace(quantization, exact_layers=_layers(source.config, exact_activations))
     planned = build_graph(source.config, precision, quantization, cache)
     with staged_folder(Path(out), overwrite) as folder:
         require_space(folder, sum(tensor.nbytes + ALIGNMENT for tensor in planned.stored.values()))
         hashed = HashedSource(source)
-        data_sha256 = _write_model(folder, planned, source.config, hashed, cache, tell)
+        data_sha256, tensors = _write_tensors(folder, planned, hashed, tell)
+        _write_graph(folder, planned, source.config, tensors, cache)
         shutil.copyfile(vocab_file, folder / VOCABULARY_FILE)
+        if quantization is not None and exact_activations == "auto":
+            from cpmbee.export.activation_errors import layers_that_need_exact  # needs ONNX Runtime
+
+            tell("measuring activations", 0.0)
+            tokenizer = Tokenizer.from_file(vocab_file)
+            layers = layers_that_need_exact(folder / MODEL_FILE, source.config, tokenizer)
+            quantization = replace(quantization, exact_layers=layers)
+            again = build_graph(source.config, precision, quantization, cache)  # the same tensors, other nodes
+            _write_graph(folder, again, source.config, tensors, cache)
         _write_json(folder / "config.json", {**source.config.to_dict(), "torch_dtype": _torch_dtype(source.config)})
         _write_json(folder / DEFAULTS, (generation_config or GenerationConfig()).to_dict())
         known = {DATA_FILE: data_sha256}
@@ -181,6 +201,19 @@ def _check_options(precision: str, block_size: int, head_bits: int, method: str,
             raise ConfigError(f"{name} must be one of {', '.join(map(str, allowed))}, not {value!r}")
 
 
+def _layers(config: ModelConfig, wanted: Sequence[int]) -> frozenset[int]:
+    """Layers by their numbers.
+
+    Raises:
+        ConfigError: the model has no such layer; names it.
+    """
+    for layer in wanted:
+        if layer not in range(config.num_hidden_layers):
+            last = config.num_hidden_layers - 1
+            raise ConfigError(f"exact activations: there is no layer {layer}; the model has 0 to {last}")
+    return frozenset(wanted)
+
+
 def _calibrated(source: TensorSource, vocab_file: Path, requests: str | Path) -> Callable[[str], Moments]:
     """What the inputs of each matrix look like in some requests.
 
@@ -215,10 +248,10 @@ def _vocabulary(source: TensorSource, vocab: str | Path | None) -> Path:
     return path
 
 
-def _write_model(
-    folder: Path, planned: GraphBuilder, config: ModelConfig, source: HashedSource, cache: CacheType, tell: Progress
-) -> str:
-    """Stream the tensors and write the graph; returns the data file's hash."""
+def _write_tensors(
+    folder: Path, planned: GraphBuilder, source: HashedSource, tell: Progress
+) -> tuple[str, list[onnx.TensorProto]]:
+    """Stream the tensors; returns the data file's hash, and where each tensor is."""
     total = sum(tensor.nbytes for tensor in planned.stored.values())
     initializers = []
     done = 0
@@ -231,11 +264,17 @@ def _write_model(
             except OverflowError as error:
                 raise CheckpointError(f"{', '.join(tensor.sources)}: {error}") from None
             done += tensor.nbytes
-    model = to_model(planned, config, initializers, cache)
+    tell("writing tensors", 1.0)
+    return data.hexdigest(), initializers
+
+
+def _write_graph(
+    folder: Path, planned: GraphBuilder, config: ModelConfig, tensors: list[onnx.TensorProto], cache: CacheType
+) -> None:
+    """Write ``model.onnx``."""
+    model = to_model(planned, config, tensors, cache)
     model.producer_version = cpmbee.__version__
     onnx.save(model, folder / MODEL_FILE)
-    tell("writing tensors", 1.0)
-    return data.hexdigest()
 
 
 def _manifest(
@@ -258,6 +297,7 @@ def _manifest(
                 "method": quantization.method,
                 "calibrated": quantization.calibration is not None,
                 "activations": "int8",
+                **({"exact_layers": sorted(quantization.exact_layers)} if quantization.exact_layers else {}),
             }
         }
     return {

@@ -99,7 +99,9 @@ def _embed(made: Assembly, scope: str, ids: str, subs: str, factor: float = 1.0)
 
 def _norm(made: Assembly, scope: str, source: str, state: Residual, factor: float) -> tuple[str, str]:
     """Add and normalize: the norm's output and the added stream, (B, Q, d) each."""
-    weight = made.graph.weight(weights.norm_weight(f"{scope}/norm_weight", source, made.config, factor))
+    balance = made.quantization.balance if made.quantization is not None and source != FINAL_NORM else None
+    channels = None if balance is None else balance.norm
+    weight = made.graph.weight(weights.norm_weight(f"{scope}/norm_weight", source, made.config, factor, channels))
     normed, stream = f"{scope}/normed", f"{scope}/stream"
     epsilon = weights.carried_eps(made.config.eps, made.num_blocks)
     if state.addend is None:

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 from cpmbee.cache_types import CacheType, cache_names
 from cpmbee.config import ModelConfig
 from cpmbee.export.builder import CONTRIB, GraphBuilder
+from cpmbee.export.exact_linear import exact_linear
 from cpmbee.export.functions import DOMAIN, DOMAIN_VERSION, bucketed_attention, bucketed_position_bias
 from cpmbee.export.quantized_embedding import quantized_embedding
 from cpmbee.export.quantized_functions import quantized_linear
@@ -52,6 +53,9 @@ def to_model(
     functions += [subscript_rotation(config.half), rms_norm(), add_rms_norm(), gated_gelu()]
     if graph.quantized:
         functions += [quantized_linear(), quantized_embedding(graph.quantized[0].layout.bits)]
+    exact = [matrix for matrix in graph.quantized if matrix.exact_activations]
+    if exact:
+        functions.append(exact_linear(exact[0].layout.bits))
     model: onnx.ModelProto = helper.make_model(
         helper.make_graph(graph.nodes, "cpmbee", inputs, outputs, initializer=constants),
         opset_imports=opsets,

@@ -32,6 +32,7 @@ class OnnxModel:
         model: ``model.onnx``, its data file beside it.
         cache_rows: rows of the cache, row 0 (scratch) not counted.
         use_native: with the native kernels, or with the function bodies in the file.
+        num_threads: of one run; 0 takes one for each physical core.
         level: how far ONNX Runtime optimizes the graph.
     """
 
@@ -41,14 +42,16 @@ class OnnxModel:
         cache_rows: int,
         *,
         use_native: bool,
+        num_threads: int = 0,
         level: ort.GraphOptimizationLevel = ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     ) -> None:
         options = ort.SessionOptions()
         options.graph_optimization_level = level
-        options.intra_op_num_threads = physical_cores()
+        options.intra_op_num_threads = num_threads or physical_cores()
         options.log_severity_level = 3
         if use_native:
             native.register(options)
+        self.use_native = use_native
         self._session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
         self._caches = CacheArrays(self._session).zeros(cache_rows + 1)
 

@@ -29,6 +29,7 @@ else:
 Array = NDArray[Any]
 
 PIECE_BYTES = 64 << 20  # of stored weights; function bodies make some four copies of a piece while it is loaded
+SMALL_BYTES = 64 << 20  # of all stored weights: threads then lose more in waiting than they gain
 OUTPUT = "logits"
 
 
@@ -141,7 +142,8 @@ class PiecewiseModel:
 
     def _options(self) -> ort.SessionOptions:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = physical_cores()
+        small = sum(array.nbytes for array in self._weights.values()) < SMALL_BYTES
+        options.intra_op_num_threads = 1 if small else physical_cores()
         options.log_severity_level = 3
         if self._use_native:
             native.register(options)

@@ -19,7 +19,7 @@ from cpmbee.vocabulary import is_special
 Int32 = NDArray[np.int32]
 
 TEXT_TOKENS = 12  # of one text
-COMPARED_POSITIONS = 8  # of a prompt whose logits are compared
+COMPARED_POSITIONS = 24  # of a prompt whose logits are compared, at most
 UNKNOWN = "\U00013000\U00013001"  # hieroglyphs: no vocabulary of this family has them
 
 

@@ -18,6 +18,7 @@ from cpmbee.export.weights import StoredTensor, scaled
 from cpmbee.model.tensor_names import EMBEDDING
 
 if TYPE_CHECKING:
+    from cpmbee.export.balance import Balance, Factors
     from cpmbee.export.plain_quantize import expand, quantize, widen
 else:
     try:
@@ -61,6 +62,8 @@ class Quantization:
             picks each block's scale for the least squared error.
         calibration: tells the moments of a matrix's inputs, by the name of its first checkpoint tensor; "search" then
             corrects errors of attention and feed-forward matrices (`cpmbee.export.error_feedback`).
+        balance: evens out channels first; None leaves them as they are.
+        exact_layers: layers whose products take activations as they are, not rounded to int8.
     """
 
     body_bits: int
@@ -68,14 +71,19 @@ class Quantization:
     block_size: int
     method: Method = "search"
     calibration: Callable[[str], Moments] | None = field(default=None, repr=False)
+    balance: Balance | None = field(default=None, repr=False)
+    exact_layers: frozenset[int] = frozenset()
 
     def matrix(
         self, name: str, sources: tuple[str, ...], dim_in: int, dims_out: tuple[int, ...], factor: float, bits: int
     ) -> QuantizedMatrix:
         """Linear layers with one input as one quantized matrix, times ``factor``."""
         layout = BlockFormat(bits, self.block_size)
-        calibration = None if sources[0] == EMBEDDING else self.calibration
-        return QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, calibration)
+        body = sources[0] != EMBEDDING
+        calibration, balance = (self.calibration, self.balance) if body else (None, None)
+        matrix = QuantizedMatrix(name, sources, dim_in, dims_out, factor, layout, self.method, calibration, balance)
+        matrix.exact_activations = any(name.startswith(f"layers.{layer}.") for layer in self.exact_layers)
+        return matrix
 
 
 class QuantizedMatrix:
@@ -91,6 +99,7 @@ class QuantizedMatrix:
         weight: the bytes.
         scales: their scales, known once the bytes have been made.
         error: relative RMS error of the matrix, of its outputs where it was calibrated; None before.
+        exact_activations: whether it multiplies activations that are not rounded.
     """
 
     def __init__(
@@ -103,6 +112,7 @@ class QuantizedMatrix:
         layout: BlockFormat,
         method: Method,
         calibration: Callable[[str], Moments] | None,
+        balance: Balance | None,
     ) -> None:
         self.name = name
         self.sources = sources
@@ -111,8 +121,10 @@ class QuantizedMatrix:
         self.factor = factor
         self.layout = layout
         self.error: float | None = None
+        self.exact_activations = False
         self._method = method
         self._calibration = calibration
+        self._balance = balance
         self._scales: list[Array] = []
         shapes = layout.weight_shape(self.dim_out, dim_in), layout.scales_shape(self.dim_out, dim_in)
         self.weight = StoredTensor(name, shapes[0], np.dtype(np.uint8), sources, self._make)
@@ -129,7 +141,12 @@ class QuantizedMatrix:
         panel_bytes = PANEL_BYTES if self._calibration is None else CORRECTED_PANEL_BYTES
         step = max(LANES, panel_bytes // (4 * columns) // LANES * LANES)
         ones = np.ones(columns, np.float32)
+        factors = self._factors()
         moments = None if self._calibration is None else self._calibration(self.sources[0])
+        if moments is not None and factors is not None:
+            moments = Moments(
+                moments.squares * np.square(reciprocal(factors.columns)), moments.factor * factors.columns
+            )
         buffers = threading.local()
 
         def panel(start: int) -> Quantized:
@@ -137,6 +154,8 @@ class QuantizedMatrix:
                 buffers.values = np.zeros((min(step, rows), columns), np.float32)
             values = buffers.values[: rows - start]
             copy_rows(tensors, start, self.factor, values[:, : self.dim_in])
+            if factors is not None:
+                factors.apply(values, start)
             if moments is not None:
                 return quantize_corrected(values, moments, self.layout, self.block_scales)
             return self.rounded(values, ones)
@@ -149,6 +168,13 @@ class QuantizedMatrix:
             power += made.power
             yield made.packed
         self.error = float(np.sqrt(error / power)) if power else 0.0
+
+    def _factors(self) -> Factors | None:
+        """What balance multiplies the matrix by."""
+        if self._balance is None:
+            return None
+        parts = [self._balance.factors(name) for name in self.sources]  # columns are the same: they read one input
+        return parts[0]._replace(rows=np.concatenate([part.rows for part in parts]))
 
     def rounded(self, values: Float32, importance: Float32) -> Quantized:
         """Rows whose blocks are rounded one by one."""
@@ -164,6 +190,12 @@ class QuantizedMatrix:
     def _made_scales(self, tensors: Sequence[Array]) -> Iterator[Array]:
         yield from self._scales
         self._scales.clear()
+
+
+def reciprocal(values: Float32) -> Float32:
+    """One over values, exact for powers of two."""
+    inverse: Float32 = np.reciprocal(values)
+    return inverse
 
 
 def copy_rows(tensors: Sequence[Array], start: int, factor: float, out: Float32) -> None:
@@ -213,6 +245,12 @@ class StoredMatrix(NamedTuple):
     def panel_rows(self) -> int:
         """Rows that fit into `PANEL_BYTES` of fp32."""
         return max(1, PANEL_BYTES // (4 * self.dim_in))
+
+    def block_scales(self, start: int, count: int) -> Float32:
+        """Scales of some rows, (count, blocks)."""
+        groups = self.scales[start // LANES : -(-(start + count) // LANES)].astype(np.float32)
+        by_row: Float32 = groups.transpose(0, 2, 1).reshape(len(groups) * LANES, -1)
+        return by_row[start % LANES :][:count]
 
     def write(self, start: int, out: Float32) -> None:
         """Write its rows from ``start`` on, over the factor."""

@@ -14,8 +14,8 @@ class Check:
     Attributes:
         name: what was compared.
         passed: whether it holds.
-        error: the largest difference, relative to the range of the compared values; None where things are simply
-            equal or not.
+        error: the largest difference, relative to the range of the compared values, or where both round the squared
+            error relative to that of rounding; None where things are simply equal or not.
         tolerance: the largest error that passes; None with ``error``.
         detail: what was compared with what, and what is to know about it.
     """

@@ -83,11 +83,17 @@ def frequencies(config: ModelConfig) -> NDArray[np.float32]:
     return result.astype(np.float16).astype(np.float32) if config.half else result
 
 
-def norm_weight(name: str, source: str, config: ModelConfig, factor: float) -> StoredTensor:
-    """An RMS norm's weight times ``factor``, the scale of the linear layers that read the norm; fp32 in every file."""
+def norm_weight(
+    name: str, source: str, config: ModelConfig, factor: float, channels: Callable[[str], Array] | None = None
+) -> StoredTensor:
+    """An RMS norm's weight times ``factor``, the scale of the linear layers that read the norm; fp32 in every file.
+
+    ``channels`` tells what else each channel is multiplied by (`cpmbee.export.balance`).
+    """
 
     def rows(sources: Sequence[Array]) -> Iterator[Array]:
-        yield scaled(sources[0], factor, np.dtype(np.float32))
+        weight = scaled(sources[0], factor, np.dtype(np.float32))
+        yield weight if channels is None else weight * channels(source)
 
     return StoredTensor(name, (config.hidden_size,), np.dtype(np.float32), (source,), rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cpmbee.cache_types import CACHE_TYPES
+from cpmbee.export.exact_linear import exact_linear
 from cpmbee.export.functions import bucketed_attention, bucketed_position_bias
 from cpmbee.export.packing import BITS
 from cpmbee.export.quantized_embedding import quantized_embedding
@@ -18,6 +19,7 @@ BODIES = {
     ("BucketedPositionBias", ""): bucketed_position_bias(),
     **{("BucketedAttention", cache): bucketed_attention(cache) for cache in CACHE_TYPES},
     ("QuantizedLinear", ""): quantized_linear(),
+    **{("ExactLinear", str(bits)): exact_linear(bits) for bits in BITS},
     **{("QuantizedEmbedding", str(bits)): quantized_embedding(bits) for bits in BITS},
     **{("SubscriptRotation", str(int(half))): subscript_rotation(half) for half in (False, True)},
     ("RMSNorm", ""): rms_norm(),
