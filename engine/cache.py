@@ -14,7 +14,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 import numpy as np
@@ -110,22 +110,29 @@ class CachePool:
     Attributes:
         capacity: rows that can be handed out (row 0 is not one of them).
         lock: held while leases are made; re-entrant.
+        changes: how often rows were leased or came back, about.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.lock = threading.RLock()
         self._leases: list[weakref.ref[Lease]] = []
-        self._bells: dict[int, threading.Lock] = {}  # of threads that wait
+        self._bells: dict[int, SimpleQueue[None]] = {}  # of threads that wait
+        self.changes = 0
         self._evict: Callable[[int, Sequence[Lease]], None] | None = None
         self._forks = fork_count()
 
-    def check_process(self) -> None:
-        """Raise `InferenceError` in a process that was forked after the model was loaded.
+    @property
+    def forked(self) -> bool:
+        """Whether this process was forked after the model was loaded.
 
         Threads of the parent, ONNX Runtime's among them, do not exist there, and locks may be held for ever.
         """
-        if self._forks != fork_count():
+        return self._forks != fork_count()
+
+    def check_process(self) -> None:
+        """Raise `InferenceError` where the process was forked."""
+        if self.forked:
             raise InferenceError(
                 "the model was loaded before this process was forked; load it in the child, or start processes with "
                 "the method 'spawn'"
@@ -183,6 +190,7 @@ class CachePool:
             parts = [free[end - size : end] for size, end in zip(sizes, ends, strict=True)]
             made = [Lease(rows, reference, () if i else shared) for i, rows in enumerate(parts)]
             self._leases += map(weakref.ref, made)
+            self.changes += 1
         return made
 
     def _free_rows(self) -> Rows:
@@ -204,24 +212,25 @@ class CachePool:
     def pause(self, seconds: float) -> None:
         """Wait until rows may have come back, but no longer than ``seconds``."""
         thread = threading.get_ident()
-        bell = threading.Lock()  # not a condition, whose functions are Python and leave locks held when interrupted
-        bell.acquire()
+        # Not a condition or an event, whose functions are Python and leave locks held when they are interrupted.
+        bell: SimpleQueue[None] = SimpleQueue()
         try:
             self._bells[thread] = bell
-            bell.acquire(timeout=seconds)  # by `ring`, which releases it
+            bell.get(timeout=seconds)
+        except Empty:
+            pass
         finally:
             self._bells.pop(thread, None)
 
     def waits(self, thread: int) -> bool:
         """Whether a thread is in `pause`, or is the one that asks."""
-        bell = self._bells.get(thread)
-        return thread == threading.get_ident() or (bell is not None and bell.locked())
+        return thread == threading.get_ident() or thread in self._bells
 
     def ring(self) -> None:
         """Tell those who wait that rows may have come back."""
+        self.changes += 1
         for bell in list(self._bells.values()):
-            with suppress(RuntimeError):  # it has been rung already
-                bell.release()
+            bell.put(None)
 
     def audit(self) -> None:
         """Raise `InferenceError` unless every row is free, or held by exactly one lease."""

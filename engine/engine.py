@@ -101,8 +101,12 @@ class Engine:
         return cls(backend, tokenizer, model.generation_config)
 
     def close(self) -> None:
-        """Give the model's memory and threads back now; streams and calls that are not over end with an error."""
-        self._backend.close()
+        """Give the model's memory and threads back now; streams and calls that are not over end with an error.
+
+        Does nothing in a process that was forked after the model was loaded: it is not that process's to give.
+        """
+        if not self._pool.forked:
+            self._backend.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -129,8 +133,9 @@ class Engine:
     def cache_usage(self) -> CacheUsage:
         """How many rows of the cache are taken now."""
         self._pool.check_process()
-        kept = self._keeper.examples.kept
-        return CacheUsage(self._pool.capacity, self._pool.used - kept, kept)
+        with self._pool.lock:
+            kept = self._keeper.examples.kept
+            return CacheUsage(self._pool.capacity, self._pool.used - kept, kept)
 
     @overload
     def generate(

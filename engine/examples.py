@@ -43,14 +43,18 @@ class ExampleRows:
         """Rows held for examples that no request uses at the moment."""
         with self._pool.lock:
             used = self._used()
-            return sum(len(lease.rows) for lease in self._leases.values() if lease not in used)
+            return sum(len(lease.rows) for lease in self._leases.values() if lease.valid and lease not in used)
 
     def get(self, key: bytes) -> Lease | None:
         """The rows of an example, for a request that reserves its own before `lock` is released; None if unknown."""
         with self._pool.lock:
             lease = self._leases.get(key)
-            if lease is not None:
-                self._leases.move_to_end(key)
+            if lease is None:
+                return None
+            if not lease.valid:  # an interrupt came before it was kept, or before it was forgotten
+                del self._leases[key]
+                return None
+            self._leases.move_to_end(key)
             return lease
 
     def add(self, key: bytes, lease: Lease) -> Lease:
@@ -75,9 +79,9 @@ class ExampleRows:
                 if rows <= 0:
                     break
                 if lease not in used:
-                    del self._leases[key]
                     rows -= len(lease.rows)
-                    lease.close()
+                    lease.close()  # first: one that is in no list any more must not be valid
+                    del self._leases[key]
 
     def _used(self) -> set[Lease]:
         return {shared for lease in self._pool.leases() for shared in lease.shared}

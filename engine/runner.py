@@ -7,6 +7,7 @@ PyTorch reference; a `Backend` makes runners, a `Runner` owns the arrays of one 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -59,7 +60,7 @@ class Runner(ABC):
         try:
             self.relation = np.full((batch, queries, keys), -1, np.int16)
             self.logits = np.empty((batch, outputs, self.vocab_size + ext), np.float32)
-        except (MemoryError, ValueError):  # the latter where NumPy cannot even count the bytes
+        except MemoryError:
             raise InferenceError(
                 f"no memory to read {queries} tokens of {batch} prompts at a time, whose relation matrix takes "
                 f"{2 * batch * queries * keys >> 20} MB; shorten them"
@@ -78,11 +79,15 @@ class Runner(ABC):
 
         Raises:
             InferenceError: it cannot be called.
-            RunStopped: `stop` was called.
+            RunStopped: the borrower's `stopper` was called.
         """
 
-    def stop(self) -> None:  # noqa: B027 - a runner whose calls are short need not listen
-        """End the call that is being made, if that is possible; for another thread. No other call will follow."""
+    def stopper(self) -> Callable[[], None]:
+        """A function for other threads that ends the call being made, if that is possible.
+
+        It holds for this borrower only; no other call of theirs will follow.
+        """
+        return lambda: None
 
 
 class Backend(ABC):

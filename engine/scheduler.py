@@ -36,7 +36,7 @@ class Decoding(Task):
     def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper, requests: list[Request]) -> None:
         super().__init__(backend, pool, keeper)
         self._requests = requests
-        self._waiting = deque(requests)
+        self._queue = deque(requests)
         self._active: list[Request] = []
         self._builder = RelationBuilder(backend.config)
         self._batch: StepBatch | None = None
@@ -69,21 +69,21 @@ class Decoding(Task):
 
     def _tidy(self) -> None:
         self._retire()
-        if not self._active and not self._waiting:
+        if not self._active and not self._queue:
             self._close()
 
     def _admit(self) -> list[Request]:
         """Move requests from waiting to active while rows and sequences last, and read their examples."""
         fresh: list[Request] = []
         sequences = sum(request.config.beam_size for request in self._active)
-        while self._waiting:
-            request = self._waiting[0]
+        while self._queue:
+            request = self._queue[0]
             sequences += request.config.beam_size
             if self._active and sequences > MAX_SEQUENCES:
                 break
-            if not self._reserve(request, wait=not self._active):
+            if not self._reserve(request, alone=not self._active):
                 break
-            self._active.append(self._waiting.popleft())
+            self._active.append(self._queue.popleft())
             fresh.append(request)
             read_examples(request, self._keeper, self._borrow_runner(), self._builder, self._stopped)
         return fresh
@@ -106,8 +106,8 @@ class Decoding(Task):
 
     def _retire(self) -> None:
         """Let go of requests that are done or cancelled, and of rows that no sequence holds any more."""
-        for request in [request for request in self._waiting if request.cancelled]:
-            self._waiting.remove(request)
+        for request in [request for request in self._queue if request.cancelled]:
+            self._queue.remove(request)
         for request in self._active.copy():
             if request.cancelled or not request.search.sequences:
                 self._active.remove(request)

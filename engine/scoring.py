@@ -58,7 +58,7 @@ class Scoring(Task):
     def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper, jobs: Sequence[ScoringJob]) -> None:
         super().__init__(backend, pool, keeper)
         self._jobs = jobs
-        self._waiting = deque(sorted(jobs, key=lambda job: job.first_queries))
+        self._queue = deque(sorted(jobs, key=lambda job: job.first_queries))
         self._active: list[ScoringJob] = []
         self._builder = RelationBuilder(backend.config)
 
@@ -92,17 +92,17 @@ class Scoring(Task):
     def _admit(self) -> None:
         """Move jobs of about one length from waiting to active, as many as one run and the cache hold."""
         columns = self._backend.config.vocab_size
-        while self._waiting:
-            job = self._waiting[0]
+        while self._queue:
+            job = self._queue[0]
             columns += len(job.space.ext)
             count = len(self._active) + 1
             outputs = max(other.most_outputs for other in (*self._active, job))
             too_many = count * job.first_queries > RUN_TOKENS or count * outputs * columns * 4 > LOGITS_BYTES
             if self._active and (too_many or job.first_queries > PADDING * self._active[0].first_queries):
                 break
-            if not self._reserve(job, wait=not self._active):
+            if not self._reserve(job, alone=not self._active):
                 break
-            self._active.append(self._waiting.popleft())
+            self._active.append(self._queue.popleft())
             read_examples(job, self._keeper, self._borrow_runner(), self._builder, self._stopped)
 
     def _run_once(self, jobs: list[ScoringJob]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ class OrtBackend(Backend):
             raise ConfigError(f"cache_tokens must be an integer from 0 to {(1 << 30) - 1}, not {shown(cache_tokens)}")
         self._native = native
         self._lock = threading.RLock()  # re-entrant: a signal handler may generate, too
+        self._guard = threading.Lock()  # held while runners are lent and returned, never while one runs
         self._idle: list[OrtRunner] = []
         self._runners: weakref.WeakSet[OrtRunner] = weakref.WeakSet()
         self.num_threads = num_threads or (1 if folder.weight_bytes < threads.SMALL_MODEL_BYTES else physical_cores())
@@ -99,27 +100,32 @@ class OrtBackend(Backend):
         Raises:
             InferenceError: the backend is closed.
         """
-        if self._session is None:
-            raise _closed()
-        try:
-            runner = self._idle.pop()
-        except IndexError:
-            runner = OrtRunner(self._ort, self._session, self._lock, self._caches, self.config.vocab_size)
-            self._runners.add(runner)
+        with self._guard:
+            if self._session is None:
+                raise _closed()
+            runner = self._idle.pop() if self._idle else None
+            if runner is None:
+                runner = OrtRunner(self._ort, self._session, self._lock, self._caches, self.config.vocab_size)
+                self._runners.add(runner)
+        runner.lend()
         try:
             yield runner
         finally:
-            if runner.forget():
-                self._idle.append(runner)
+            with self._guard:
+                if self._session is not None:
+                    runner.forget()
+                    self._idle.append(runner)
 
     def close(self) -> None:
         """Give weights, threads and caches back, once the run that is being made has ended."""
-        with self._lock:
-            for runner in list(self._runners):
-                runner.close()
-            self._idle.clear()
-            self._caches = {}
+        with self._guard:
             self._session = None
+            runners = list(self._runners)
+            self._idle.clear()
+        with self._lock:
+            for runner in runners:
+                runner.close()
+            self._caches = {}
 
     def _with_threads_that_pay(self, folder: ModelFolder, session: ort.InferenceSession) -> ort.InferenceSession:
         """The session of those threads that a small model runs fastest with."""
@@ -187,23 +193,25 @@ class OrtRunner(Runner):
         self._session: ort.InferenceSession | None = session
         self._lock = lock
         self._binding = session.io_binding()
-        self._options = ort.RunOptions()
-        self._shrinking = ort.RunOptions()
-        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._loan = _Loan(ort)
         self._tokens = 0
-        self._stopped = False
         for name, value in caches.items():  # as input and as output: kernels then write new rows in place
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(f"present_{name}", value)
 
+    def lend(self) -> None:
+        """Belong to a new borrower, whose calls nobody has stopped."""
+        self._loan = _Loan(self._ort)
+
     def reshape(self, batch: int, queries: int, keys: int, ext: int, outputs: int = 1) -> None:  # noqa: D102
-        if self._session is None:
+        binding = self._binding
+        if binding is None:
             raise _closed()
         super().reshape(batch, queries, keys, ext, outputs)
         value = self._ort.OrtValue.ortvalue_from_numpy
         for name in _INPUTS:
-            self._binding.bind_ortvalue_input(name, value(getattr(self, name)))
-        self._binding.bind_ortvalue_output("logits", value(self.logits))
+            binding.bind_ortvalue_input(name, value(getattr(self, name)))
+        binding.bind_ortvalue_output("logits", value(self.logits))
         self._tokens = batch * queries
 
     def run(self) -> None:
@@ -211,40 +219,58 @@ class OrtRunner(Runner):
 
         Raises:
             InferenceError: ONNX Runtime refuses, be it for lack of memory; says why. Or the engine was closed.
-            RunStopped: `stop` was called.
+            RunStopped: the borrower's `stopper` was called.
         """
-        options = self._shrinking if self._tokens > SHRINK_TOKENS else self._options
+        loan = self._loan
+        options = loan.shrinking if self._tokens > SHRINK_TOKENS else loan.options
         try:
             with self._lock:
-                if self._session is None:
+                session, binding = self._session, self._binding
+                if session is None or binding is None:
                     raise _closed()
-                if self._stopped:
+                if loan.stopped:
                     raise RunStopped
-                self._session.run_with_iobinding(self._binding, options)
+                session.run_with_iobinding(binding, options)
         except Exception as error:
             if not is_runtime_error(error):
                 raise
-            if self._stopped:
+            if loan.stopped:
                 raise RunStopped from None
             raise InferenceError(f"ONNX Runtime cannot run the model ({first_line(error)})") from error
 
-    def stop(self) -> None:
-        """End the call that is being made, between two nodes of the graph, and refuse any other."""
-        self._stopped = True
-        self._options.terminate = True
-        self._shrinking.terminate = True
+    def stopper(self) -> Callable[[], None]:
+        """Ends the call that is being made, between two nodes of the graph, and refuses any other of this borrower."""
+        return self._loan.stop
 
-    def forget(self) -> bool:
-        """Let go of large arrays; returns whether the runner is usable after the next `reshape`."""
-        usable = self._session is not None and not self._stopped
-        if usable:
-            self.reshape(1, 1, 1, 0)
-        return usable
+    def forget(self) -> None:
+        """Let go of large arrays; the runner is usable after the next `reshape`."""
+        self.reshape(1, 1, 1, 0)
 
     def close(self) -> None:
         """Let go of the session and all that is bound to it."""
         self._session = None
         self._binding = None
+
+
+class _Loan:
+    """What one borrower's calls are made with, so that whoever stops them late stops nobody else's.
+
+    Attributes:
+        options: of most calls.
+        shrinking: of calls after which working memory is given back.
+        stopped: no call is wanted any more.
+    """
+
+    def __init__(self, ort: Any) -> None:
+        self.options = ort.RunOptions()
+        self.shrinking = ort.RunOptions()
+        self.shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.options.terminate = True
+        self.shrinking.terminate = True
 
 
 def _closed() -> InferenceError:

@@ -29,15 +29,18 @@ class Stream(Iterator[Piece]):
         self._make_result = result
         self._result: GenerationResult | None = None
         self._collected: tuple[int, tuple[Piece, ...]] = (0, ())  # settled tokens, and pieces that nobody has read
+        self._over = False
 
     def __next__(self) -> Piece:
-        while True:
-            if pieces := self._collect():
+        while not self._over:
+            if pieces := self._task.inspect(self._collect):
                 return pieces[0]
-            if self._result is not None:
-                raise StopIteration
             if not self._task.advance():
-                self._finish()
+                pieces = self._task.inspect(self._collect)  # others may have made steps meanwhile
+                self._over = not pieces
+                if pieces:
+                    return pieces[0]
+        raise StopIteration
 
     def __enter__(self) -> Stream:
         return self
@@ -53,28 +56,23 @@ class Stream(Iterator[Piece]):
             InferenceError: the stream has not ended.
         """
         if self._result is None:
-            raise InferenceError("the stream has not ended: read it to its end, or close it")
+            if not self._over:
+                raise InferenceError("the stream has not ended: read it to its end, or close it")
+            self._result = self._task.inspect(lambda: self._make_result(self._request))
         return self._result
 
     def close(self) -> None:
         """Stop; the result is what has been written so far."""
+        self._over = True
         self._task.cancel()
-        self._collected = (len(self._request.search.settled()), ())
-        self._finish()
-
-    def _finish(self) -> None:
-        if self._result is None:
-            self._result = self._make_result(self._request)
 
     def _collect(self) -> tuple[Piece, ...]:
         """Pieces of all tokens that will not change any more, whoever made the steps; the first counts as read."""
-        self._task.check_free()
-        with self._task.lock:
-            sent, pieces = self._collected
-            new = self._request.search.settled()[sent:]
-            for answer, pairs in groupby(new, key=lambda pair: pair[1]):
-                text = self._writer.text([token for token, _ in pairs])
-                if text:
-                    pieces = (*pieces, Piece(self._writer.path(answer), text))
-            self._collected = (sent + len(new), pieces[1:])  # in one go, so that an interrupt repeats nothing
+        sent, pieces = self._collected
+        new = self._request.search.settled()[sent:]
+        for answer, pairs in groupby(new, key=lambda pair: pair[1]):
+            text = self._writer.text([token for token, _ in pairs])
+            if text:
+                pieces = (*pieces, Piece(self._writer.path(answer), text))
+        self._collected = (sent + len(new), pieces[1:])  # in one go, so that an interrupt repeats nothing
         return pieces

@@ -2,10 +2,7 @@
 
 A call of `Engine.generate` or `Engine.score` is one task, carried on by its caller from begin to end; a stream is one
 that is carried on a step at a time, by whichever thread reads it. Rows belong to tasks, never to threads.
-
-Somebody who waits for rows gets them in one of two ways: the tasks that hold them are at work and will end, or nobody
-carries them on at the moment (streams between two pieces) and whoever waits does it for them. So waiting ends, unless
-all who hold rows wait themselves further up in the same thread: that is an error.
+``docs/interrupts.md`` has the protocol.
 """
 
 from __future__ import annotations
@@ -14,39 +11,44 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from cpmbee.cache import CachePool
-from cpmbee.errors import CacheFullError, CpmBeeError, InferenceError
+from cpmbee.errors import CpmBeeError, InferenceError
 from cpmbee.row_keeper import RowHolder, RowKeeper
 from cpmbee.runner import Backend, Runner, RunStopped
+from cpmbee.waiting import Waiting
 
 OnStep = Callable[[int], "bool | None"]
+_T = TypeVar("_T")
 
-PATIENCE = 0.05  # seconds between two looks at whether rows have come back
+
+class NoRoom(Exception):  # noqa: N818 - a reason to wait, no error; never leaves the engine
+    """The first request of a task that has none at work does not find rows now."""
 
 
 class Task(ABC):
     """Requests that are carried out together.
 
     An interrupt (Ctrl-C, a signal handler that raises) may come between any two lines. ``with`` on a plain lock is
-    safe then; everything else follows from three attributes, each written in one go: a step that has begun and not
+    safe then; everything else follows from attributes that are each written in one go: a step that has begun and not
     ended while nobody holds the lock was interrupted, so the task is over, and its rows are nobody's.
 
-    Attributes:
-        lock: whoever holds it carries the task on, or looks at what has been written; not re-entrant.
+    The blocks that hold the lock begin and end by saying which thread they are in, without a call in between, where
+    an interrupt could come: a handler that it runs can tell whether it is in the midst of one.
     """
 
     def __init__(self, backend: Backend, pool: CachePool, keeper: RowKeeper) -> None:
         self._backend = backend
         self._pool = pool
         self._keeper = keeper
-        self.lock = threading.Lock()
-        self._driver = 0  # the thread that did so last
+        self._lock = threading.Lock()  # whoever holds it carries the task on, or looks at what has been written
+        self._driver = 0
         self._begun = 0  # steps
         self._ended = 0
         self._closed = False
-        self._error: CpmBeeError | None = None  # of a step that somebody else made; for the caller
-        self._borrowed: tuple[AbstractContextManager[Runner], Runner] | None = None
+        self._failure: tuple[type[CpmBeeError], str] | None = None  # no exception: its frames refer to the task
+        self._borrowed: tuple[AbstractContextManager[Runner], Runner, Callable[[], None]] | None = None
 
     @property
     @abstractmethod
@@ -55,7 +57,7 @@ class Task(ABC):
 
     @abstractmethod
     def _step(self) -> bool:
-        """Make one step, or return False if there is none left."""
+        """Make one step, or return False if there is none left; raises `NoRoom`."""
 
     def _tidy(self) -> None:  # noqa: B027 - there may be nothing to do
         """Let go of what is done after a step, although nobody may ask for the next one."""
@@ -68,12 +70,7 @@ class Task(ABC):
     @property
     def driven(self) -> bool:
         """Whether somebody carries it on at this moment."""
-        return self.lock.locked()
-
-    @property
-    def _mine(self) -> bool:
-        """Whether this thread is in the middle of a step: a callback, a signal handler or a finalizer calls."""
-        return self.driven and self._driver == threading.get_ident()
+        return self._lock.locked()
 
     @property
     def abandoned(self) -> bool:
@@ -81,7 +78,7 @@ class Task(ABC):
         if self._closed:
             return True
         begun = self._begun
-        if self.lock.locked():
+        if self._lock.locked():
             return False
         # In this order: if no step has begun since the lock was seen free, the last one will not end any more.
         ended = self._ended
@@ -91,14 +88,23 @@ class Task(ABC):
         """Make one step; returns False if there was none left.
 
         Raises:
-            CpmBeeError: the step failed, or this thread is in the middle of one.
+            CpmBeeError: the step failed, whoever made it, or this thread is in the middle of one.
         """
-        self.check_free()
-        with self.lock:
-            more = self._advance()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        more, waiting = None, Waiting()
+        while more is None:
+            self.check_free()
+            me = threading.get_ident()
+            with self._lock:
+                self._driver = me
+                try:
+                    more = self._advance()
+                finally:
+                    self._driver = 0
+            if self._failure is not None:
+                kind, message = self._failure
+                raise kind(message)
+            if more is None:
+                waiting.look(self._pool, self)  # without the lock, so that others can close it
         return more
 
     def complete(self, on_step: OnStep | None = None) -> None:
@@ -112,86 +118,130 @@ class Task(ABC):
             InferenceError: the model cannot be run, or computes logits that are not finite.
         """
         self.check_free()
-        with self.lock:
-            if not self._begin():
-                return
-            step = 0
+        me = threading.get_ident()
+        with self._lock:
+            self._driver = me
             try:
-                while self._step():
-                    step += 1
-                    if on_step is not None and on_step(step) is False:
-                        self.cancel()
-            except RunStopped:
-                pass
+                self._complete(on_step)
             finally:
-                self._close()
-            self._end()
+                self._driver = 0
 
-    def check_free(self) -> None:
-        """Raise `InferenceError` where waiting for the lock could last for ever: in a child, in a step of its own."""
-        self._pool.check_process()
-        if self._mine:
-            raise InferenceError("a stream cannot be read by a function that interrupts its own reading")
+    def help(self) -> None:
+        """Make one step for somebody else, who gets its error if it has one."""
+        me = threading.get_ident()
+        with self._lock:
+            self._driver = me
+            try:
+                self._advance()
+            except CpmBeeError:
+                pass  # kept for whoever it belongs to
+            except BaseException:
+                if self._closed or self._begun != self._ended:
+                    self._failure = InferenceError, "a step was interrupted in a thread that waited for its rows"
+                raise
+            finally:
+                self._driver = 0
 
-    def cancel(self) -> None:
-        """End it: at once where nobody carries it on, else as soon as whoever does notices."""
+    def inspect(self, look: Callable[[], _T]) -> _T:
+        """Call a function while nobody makes a step.
+
+        Raises:
+            InferenceError: this thread is in the middle of one.
+        """
+        self.check_free()
+        me = threading.get_ident()
+        with self._lock:
+            self._driver = me
+            try:
+                return look()
+            finally:
+                self._driver = 0
+
+    def cancel(self) -> bool:
+        """End it: at once where nobody carries it on, else as soon as whoever does notices.
+
+        Returns:
+            Whether it is over; it is not where this thread is in the middle of a step.
+        """
         self._pool.check_process()
         for holder in self.holders:
             holder.cancelled = True
         borrowed = self._borrowed
         if borrowed is not None:
-            borrowed[1].stop()
+            borrowed[2]()
         self._pool.ring()
-        if self._mine:
-            return
-        with self.lock:
-            self._close()
-
-    def help(self) -> None:
-        """Make one step for somebody else, who gets its error if it has one."""
-        with self.lock:
-            try:
-                self._advance()
-            except CpmBeeError as error:
-                self._error = error
-            except BaseException:
-                self._error = InferenceError("a step was interrupted in a thread that waited for the rows it held")
-                raise
-
-    def _advance(self) -> bool:
-        """`advance`, for whoever holds the lock."""
-        if not self._begin():
+        me = threading.get_ident()
+        if self._driver == me:
             return False
+        with self._lock:
+            self._driver = me
+            try:
+                self._close()
+            finally:
+                self._driver = 0
+        return True
+
+    def check_free(self) -> None:
+        """Raise `InferenceError` where waiting for the lock could last for ever: in a child, in a step of its own."""
+        self._pool.check_process()
+        if self._driver == threading.get_ident():
+            raise InferenceError("a stream cannot be read by a function that interrupts its own reading")
+
+    def _advance(self) -> bool | None:
+        """Make a step; None if there is no room for it now."""
+        if self._closed or self._begun != self._ended:
+            self._close()
+            return False
+        self._begun += 1
         try:
             more = self._step()
             self._tidy()
+        except NoRoom:
+            self._ended = self._begun
+            return None
         except RunStopped:
             more = False
+        except CpmBeeError as error:
+            self._failure = type(error), str(error)
+            self._close()
+            raise
         except BaseException:
             self._close()
             raise
         if not more:
             self._close()
-        self._end()
+        self._ended = self._begun
         return more
 
-    def _begin(self) -> bool:
-        """Write down that a step begins, unless the task is over."""
-        if self._closed or self._begun != self._ended:
-            self._close()
-            return False
-        self._driver = threading.get_ident()
+    def _complete(self, on_step: OnStep | None) -> None:
+        step, waiting = 0, Waiting()
         self._begun += 1
-        return True
-
-    def _end(self) -> None:
-        self._driver = 0
+        try:
+            while not self._closed:
+                try:
+                    more = self._step()
+                except NoRoom:
+                    waiting.look(self._pool, self)
+                    continue
+                if not more:
+                    break
+                step += 1
+                if on_step is not None:
+                    if on_step(step) is False:
+                        self.cancel()
+                    self._pool.check_process()
+        except RunStopped:
+            if not self._stopped():
+                raise InferenceError("a run was ended that nobody has cancelled") from None
+        finally:
+            self._close()
         self._ended = self._begun
 
     def _borrow_runner(self) -> Runner:
         if self._borrowed is None:
             loan = self._backend.runner()
-            self._borrowed = (loan, loan.__enter__())
+            runner = loan.__enter__()
+            self._borrowed = (loan, runner, runner.stopper())
         return self._borrowed[1]
 
     def _close(self) -> None:
@@ -206,30 +256,15 @@ class Task(ABC):
         """Whether no request is wanted any more."""
         return all(holder.cancelled for holder in self.holders)
 
-    def _reserve(self, holder: RowHolder, *, wait: bool) -> bool:
-        """Lease rows for one of the requests.
-
-        Returns:
-            False when there is no room now and ``wait`` is not set, or when the request was cancelled meanwhile.
+    def _reserve(self, holder: RowHolder, *, alone: bool) -> bool:
+        """Lease rows for one of the requests; False if there are none now.
 
         Raises:
             CacheFullError: there never will be room.
+            NoRoom: there are none now, and none of the task is at work (``alone``), so that it has to wait.
         """
-        patient = True  # whoever reads a stream may be about to go on
-        while not self._keeper.reserve(holder, self):
-            if not wait or holder.cancelled:
-                return False
-            others = [owner for owner in self._pool.owners() if owner is not self]
-            idle = [owner for owner in others if not owner.driven]
-            if idle and not patient:
-                idle[0].help()
-            elif others and all(self._pool.waits(owner.driver) for owner in others):
-                raise CacheFullError(
-                    f"the request needs {holder.own_tokens + holder.answer_rows} cache rows, and whoever holds them "
-                    "waits for it to end; load the engine with more cache_tokens, or generate after the generation "
-                    "whose callback this is"
-                )
-            else:
-                self._pool.pause(PATIENCE)
-                patient = False
-        return True
+        if self._keeper.reserve(holder, self):
+            return True
+        if alone:
+            raise NoRoom
+        return False

@@ -26,6 +26,7 @@ AFTER = ("CALL", "RESUME")  # signals are looked for at the end of these, and be
 BEFORE = ("JUMP_BACKWARD", "JUMP_ABSOLUTE")
 REQUESTS = [{"input": text, "<ans>": {"a": "", "b": ""}} for text in ("今天", "ab")]
 EXAMPLES = [{"input": "天气", "<ans>": "好"}, {"input": "b", "<ans>": "c"}]
+SHORT = {"input": "a", "<ans>": ""}
 CHOICES = [{"a": "天", "b": ""}, {"a": "", "b": "b"}]
 _places: dict[CodeType, set[int]] = {}
 
@@ -80,10 +81,13 @@ class Calls:
         config = tiny_config()
         self.engine = cpmbee.Engine(TableBackend(config, cache_rows=200), cpmbee.Tokenizer(VOCABULARY))
         needed = max(self.engine.cache_rows(request, max_new_tokens=6) for request in REQUESTS)
+        needed = max(needed, self.engine.cache_rows(SHORT, EXAMPLES[:1], max_new_tokens=1))
         self.narrow = cpmbee.Engine(TableBackend(config, cache_rows=needed), cpmbee.Tokenizer(VOCABULARY))
         self.all: dict[str, Callable[[], object]] = {
             "generate": lambda: self.engine.generate(REQUESTS, max_new_tokens=4),
             "generate, beams, examples": self.beams,
+            "generate, new examples": self.new_examples,
+            "generate, examples give way": self.examples_give_way,
             "sample": lambda: self.engine.generate(REQUESTS[0], temperature=1.0, seed=1, max_new_tokens=4),
             "stream": lambda: list(self.engine.stream(REQUESTS[0], EXAMPLES, max_new_tokens=4)),
             "stream, beams": lambda: list(self.engine.stream(REQUESTS[0], beam_size=2, max_new_tokens=4)),
@@ -96,6 +100,16 @@ class Calls:
     def beams(self) -> object:
         """Several requests that share examples."""
         return self.engine.generate(REQUESTS, EXAMPLES, beam_size=2, max_new_tokens=4)
+
+    def new_examples(self) -> object:
+        """Examples that have to be read and kept."""
+        self.engine._keeper.examples._leases.clear()
+        return self.engine.generate(REQUESTS, EXAMPLES, max_new_tokens=4)
+
+    def examples_give_way(self) -> object:
+        """An example that is kept until the rows are needed."""
+        self.narrow.generate(SHORT, EXAMPLES[:1], max_new_tokens=1)
+        return self.narrow.generate(REQUESTS[0], max_new_tokens=6)
 
     def close(self) -> None:
         """A stream that is left early."""

@@ -60,6 +60,32 @@ def test_close_ends_what_is_not_over_and_says_so(small_folder: Path) -> None:
     engine.close()
 
 
+def test_closing_while_others_generate_gives_them_one_error(small_folder: Path) -> None:
+    for _ in range(20):
+        engine = cpmbee.Engine.from_pretrained(small_folder, num_threads=1)
+        begun, failures = threading.Barrier(4), []
+
+        def work(engine: cpmbee.Engine = engine, begun: threading.Barrier = begun, failures: list = failures) -> None:  # type: ignore[type-arg]
+            begun.wait(30)
+            try:
+                for _ in range(10000):
+                    engine.generate(REQUEST, max_new_tokens=3)
+            except BaseException as caught:
+                failures.append(caught)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        begun.wait(30)
+        engine.close()
+        for thread in threads:
+            thread.join(60)
+        assert [(type(error), str(error)) for error in failures] == [
+            (cpmbee.InferenceError, "the engine is closed; load it again")
+        ] * 3
+        assert not engine._backend._idle  # type: ignore[attr-defined]
+
+
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads memory from /proc")
 def test_loading_again_and_again_takes_no_more_memory(small_folder: Path) -> None:
     def load() -> None:
@@ -94,6 +120,7 @@ for _ in range(8):
     if not pid:
         calls = [lambda: engine.generate(request), lambda: engine.score(request, ["a"]), lambda: next(stream),
                  lambda: stream.close(), lambda: engine.cache_usage, lambda: next(engine.stream(request))]
+        engine.close()  # nothing of the child's to give back, and no wait for ever
         told = 0
         for call in calls:
             try: call()

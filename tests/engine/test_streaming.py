@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -195,8 +197,10 @@ def test_the_error_of_a_step_that_somebody_else_made_is_the_streams_own(small_fo
     engine.generate(
         REQUEST, max_new_tokens=1 + 512 - engine.cache_rows(REQUEST, max_new_tokens=1), on_step=lambda _: False
     )
-    with pytest.raises(cpmbee.InferenceError, match="not finite"):
-        list(stream)
+    for _ in range(2):  # every reader is told
+        with pytest.raises(cpmbee.InferenceError, match="not finite"):
+            list(stream)
+    stream.close()
     assert list(stream) == []
     assert stream.result.finish_reason == "cancelled"
 
@@ -254,3 +258,66 @@ def test_a_stream_can_be_closed_from_another_thread(engine: cpmbee.Engine) -> No
             reading.result(10)
         assert stream.result.finish_reason in ("cancelled", "stop", "length")
         assert engine.cache_usage.used == 0
+
+
+def test_a_callback_may_not_wait_for_a_stream_that_waits_for_it(small_folder: Path) -> None:
+    options = {"max_new_tokens": 50}
+    rows = cpmbee.Engine.from_pretrained(small_folder, num_threads=1).cache_rows(REQUEST, **options)
+    engine = cpmbee.Engine.from_pretrained(small_folder, num_threads=1, cache_tokens=rows + 4)
+    stream, told = engine.stream(REQUEST, **options), []
+
+    def read(step: int) -> None:
+        if step == 1:
+            reading.append(pool.submit(list, stream))
+            time.sleep(0.1)  # the reader waits for the rows of the call whose callback this is
+            with pytest.raises(cpmbee.CacheFullError, match="callback"):
+                next(stream)
+            told.append(True)
+
+    reading: list[Future[list[cpmbee.Piece]]] = []
+    with ThreadPoolExecutor(1) as pool:
+        alone = engine.generate(REQUEST, on_step=read, **options)
+        reading[0].result(60)
+    assert told
+    assert stream.result.answer == alone.answer
+
+
+def test_a_dropped_stream_is_not_carried_on_by_whoever_waits_for_its_rows(engine: cpmbee.Engine) -> None:
+    streams = [engine.stream(REQUEST, max_new_tokens=400, repetition_penalty=1.1)]
+    next(streams[0])
+    search = streams[0]._request.search
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine.generate, REQUEST, max_new_tokens=400)
+        while not engine._pool._bells and not waiting.done():
+            pass
+        streams.clear()
+        assert waiting.result(60).answer is not None
+    assert search.sequences, "it was not written to its end"
+
+
+def test_a_signal_handler_closes_a_stream_wherever_its_reader_is(engine: cpmbee.Engine) -> None:
+    streams: list[cpmbee.Stream] = []
+    before = signal.signal(signal.SIGALRM, lambda *_: streams[-1].close())
+    try:
+        for attempt in range(150):
+            streams.append(engine.stream(REQUEST, max_new_tokens=400))
+            signal.setitimer(signal.ITIMER_REAL, 0.0002 * (attempt % 50 + 1))
+            list(streams[-1])
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            streams[-1].close()
+            assert streams[-1].result.finish_reason in ("cancelled", "stop", "length")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert engine.cache_usage.used == 0
+
+
+def test_whoever_stops_late_stops_nobody_else(engine: cpmbee.Engine) -> None:
+    stream = engine.stream(REQUEST, max_new_tokens=5)
+    next(stream)
+    stop = stream._task._borrowed[2]  # type: ignore[index]  # as another thread's close() has it in hand
+    list(stream)
+    stop()
+    result = engine.generate(REQUEST, max_new_tokens=5)
+    assert result.finish_reason == "length"
+    assert engine.score({"input": "a", "<ans>": ""}, ["天"])[0].logprob < 0

@@ -73,7 +73,8 @@ def test_an_absent_file_is_named(cls: type[Any], tmp_path: Path) -> None:
 
 @both
 @pytest.mark.parametrize(
-    ("extra", "message"), [("", "1 to 512"), (5, "must be a string, not int"), ("天", "repeats '天'"), ("\n", r"repeats '\\n'")]
+    ("extra", "message"),
+    [("", "1 to 512"), (5, "must be a string, not int"), ("天", "repeats '天'"), ("\n", r"repeats '\\n'")],
 )
 def test_unusable_tokens(cls: type[Any], extra: Any, message: str) -> None:
     with pytest.raises(VocabularyError, match=message):
