@@ -239,7 +239,7 @@ def test_too_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     "options", [{"block_size": 16}, {"head_bits": 5}, {"method": "best"}, {"calibration": "no-such-file.jsonl"}]
 )
 def test_options_that_do_not_exist(options: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"must be one of|cannot be read"):
+    with pytest.raises(ConfigError, match=r"must be one of|cannot read"):
         export(make_checkpoint(tmp_path / "checkpoint"), tmp_path / "out", "int4", **options)
     assert not (tmp_path / "out").exists()
 
@@ -247,7 +247,7 @@ def test_options_that_do_not_exist(options: dict[str, Any], tmp_path: Path) -> N
 def test_values_that_scales_cannot_hold(tmp_path: Path) -> None:
     model = random_model()
     with torch.no_grad():
-        model.get_parameter("encoder.layers.0.ffn.ffn.w_out.weight")[0, 0] = 1e10
+        model.get_parameter("encoder.layers.0.ffn.ffn.w_out.weight")[0, 0] = 1e20
     checkpoint = write_checkpoint(tmp_path / "checkpoint", model)
     with pytest.raises(CheckpointError, match=r"layers\.0\.ffn\.ffn\.w_out\.weight: has values that quantized"):
         export(checkpoint, tmp_path / "out", "int8", verify=False)
