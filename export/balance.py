@@ -169,8 +169,10 @@ def even_factors(activations: Float64, weights: Float64, layout: BlockFormat) ->
         weights: size of what reads each channel.
         layout: bits and block size of the weights.
     """
-    known = (activations > 0) & (weights > 0)
     best = np.ones(len(activations), np.float32)
+    if not (np.isfinite(activations).all() and np.isfinite(weights).all()):
+        return best
+    known = (activations > 0) & (weights > 0)
     if not known.any():
         return best
     least = GAIN * _expected_error(activations, weights, layout)
@@ -208,11 +210,12 @@ def _squares(weight: Array, gains: Float64, *, even_rows: bool) -> tuple[Float64
     def panel(start: int) -> tuple[Float64, Float32]:
         values = np.empty((min(step, len(weight) - start), weight.shape[1]), np.float32)
         copy_rows([weight], start, 1.0, values)
-        np.square(values, out=values)
-        rows = values @ powers
-        if even_rows:
-            values *= np.divide(1, rows, out=np.zeros_like(rows), where=rows > 0)[:, None]
-        return values.sum(0, dtype=np.float64), rows
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd weights get no factors
+            np.square(values, out=values)
+            rows = values @ powers
+            if even_rows:
+                values *= np.divide(1, rows, out=np.zeros_like(rows), where=rows > 0)[:, None]
+            return values.sum(0, dtype=np.float64), rows
 
     panels = list(in_order(panel, range(0, len(weight), step)))
     return np.sum([columns for columns, _ in panels], axis=0), np.concatenate([rows for _, rows in panels]).astype(

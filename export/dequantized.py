@@ -122,8 +122,8 @@ class DequantizedSource:
     def factors(self, name: str) -> Factors:
         """What the export multiplied a matrix of a block by, as the file shows it (`cpmbee.export.balance`).
 
-        Those of channels behind a norm are what became of the norm's weight. Those of inner channels are the powers of
-        two that are nearest to what became of the rows.
+        These are the powers of two nearest to what became of the norm's weight, and of the rows of the inner matrix.
+        What is left of a wrong weight is not taken for a factor, and shows in what the model computes.
         """
         block = self._blocks[name]
         if block.norm not in self._factors:
@@ -134,13 +134,11 @@ class DequantizedSource:
         return factors_in(block, name, self.config, behind_norm, inner)
 
     def _behind_norm(self, name: str) -> Float32:
-        """The checkpoint's norm over the file's, 1 where either is zero."""
+        """Powers of two nearest to the checkpoint's norm over the file's."""
         factor = linear_scale(self.config.hidden_size)
         expected = scaled(self._source.read(name), factor, np.dtype(np.float32))
         stored = np.asarray(self._tensors[self._norms[name]])
-        known = (expected != 0) & (stored != 0)
-        factors: Float32 = np.divide(expected, stored, out=np.ones_like(expected), where=known)
-        return factors
+        return _powers_of_two(expected, stored)
 
     def _rows_over(self, name: str, columns: Float32) -> Float32:
         """Powers of two that rows of a matrix were multiplied by."""
@@ -158,10 +156,7 @@ class DequantizedSource:
 
         panels = list(in_order(panel, range(0, place.rows, stored.panel_rows)))
         alike, power = (np.concatenate(sums) for sums in zip(*panels, strict=True))
-        known = (alike > 0) & (power > 0)
-        ratio = np.divide(alike, power, out=np.ones_like(power), where=known)
-        powers: Float32 = np.exp2(np.rint(np.log2(ratio)))
-        return powers
+        return _powers_of_two(alike, power)
 
     def error(self, name: str) -> WeightError:
         """How far a tensor's stored weights are from the checkpoint's."""
@@ -202,6 +197,14 @@ class DequantizedSource:
     def originals(self, name: str) -> tuple[Array, ...]:
         """What the checkpoint makes a tensor of."""
         return self._source.originals(name)
+
+
+def _powers_of_two(values: Float32, others: Float32) -> Float32:
+    """Nearest to the ratio of values; 1 where there is none."""
+    known = (values * np.sign(others) > 0) & np.isfinite(values) & np.isfinite(others)
+    ratio = np.divide(values, others, out=np.ones_like(values), where=known)
+    powers: Float32 = np.exp2(np.rint(np.log2(ratio)))
+    return powers
 
 
 def check_weights(source: DequantizedSource, tell: Callable[[str, float], None]) -> Check:

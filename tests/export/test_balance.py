@@ -14,13 +14,14 @@ from cpmbee.bench.outlier_gains import PLACES, Place, with_outliers
 from cpmbee.errors import ExportError
 from cpmbee.export import export, exporter, verify
 from cpmbee.export.balance import Balance, Factors, blocks_of, even_factors
-from cpmbee.export.dequantized import DequantizedSource, check_weights, stored_quantization
+from cpmbee.export.dequantized import DequantizedSource, check_weights, external_tensors, stored_quantization
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.packing import BlockFormat
 from cpmbee.export.sources import open_source
 from cpmbee.export.weights import Precision
 from cpmbee.folder import open_folder
 from tests.export.cases import CACHE_ROWS, CONFIGS, make_checkpoint, make_folder, reference_calls
+from tests.export.test_verification import rehash
 from tests.model.factory import random_model, tiny_config, write_checkpoint
 
 CONFIG = tiny_config(hidden_size=96, dim_ff=128, num_hidden_layers=2)
@@ -86,6 +87,19 @@ def test_calibrated(tmp_path: Path) -> None:
         assert errors[0][name] < 2 * errors[1][name]
     assert check_weights(dequantized(checkpoint, tmp_path / "out"), lambda stage, fraction: None).passed
     verify(tmp_path / "out", checkpoint)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("change", [1.05, 0.5, -1.0])
+def test_a_wrong_norm_is_not_taken_for_a_factor(precision: Precision, change: float, tmp_path: Path) -> None:
+    checkpoint, out = make_folder(tmp_path, precision=precision)
+    norm = external_tensors(out / "model.onnx")["layers.1.ffn/norm_weight"]
+    data = np.memmap(out / "model.onnx.data", np.float32, "r+", norm.offset, norm.shape)  # type: ignore[attr-defined]
+    data[3] *= change
+    data.flush()
+    rehash(out, "model.onnx.data")
+    with pytest.raises(ExportError, match=r"weights|exact products"):
+        verify(out, checkpoint)
 
 
 def test_wrong_factors_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cpmbee import native
 from cpmbee.config import ModelConfig
-from cpmbee.export.comparison import replay
+from cpmbee.export.comparison import BATCH, PROMPT, STEP, replay
 from cpmbee.export.exporter import export
 from cpmbee.export.onnx_model import OnnxModel
 from cpmbee.export.weights import Precision
@@ -35,7 +35,7 @@ def test_logits_are_those_of_the_reference(name: str, precision: Precision, tmp_
     onnx.checker.check_model(str(out / "model.onnx"), full_check=True)
     calls = reference_calls(checkpoint, precision)
     kinds = {call.kind for call in calls}
-    assert kinds == {"prompt", "cached step", "padded batch"}
+    assert kinds == {PROMPT, STEP, BATCH}
     runs = [(False, level) for level in LEVELS.values()] + [(True, LEVELS["all"])]
     for use_native, level in runs:
         model = OnnxModel(out / "model.onnx", CACHE_ROWS, use_native=use_native, level=level)

@@ -247,7 +247,7 @@ def test_options_that_do_not_exist(options: dict[str, Any], tmp_path: Path) -> N
 def test_values_that_scales_cannot_hold(tmp_path: Path) -> None:
     model = random_model()
     with torch.no_grad():
-        model.get_parameter("encoder.layers.0.ffn.ffn.w_out.weight")[0, 0] = 1e10
+        model.get_parameter("encoder.layers.0.ffn.ffn.w_out.weight")[0, 0] = 1e20
     checkpoint = write_checkpoint(tmp_path / "checkpoint", model)
     with pytest.raises(CheckpointError, match=r"layers\.0\.ffn\.ffn\.w_out\.weight: has values that quantized"):
         export(checkpoint, tmp_path / "out", "int8", verify=False)
