@@ -149,6 +149,7 @@ def read_lora(path: str | Path, alpha: float | None = None) -> LoraDelta:
             replaced[name] = file.read(key)
         else:
             problems.append(f"{key} is not a LoRA factor")
+    problems += [f"{name} is to be saved, but nothing of it is here" for name in config.missing(replaced)]
     problems += _pairing(pairs)
     dora = set(pairs) if config.dora else set()
     for name in sorted(dora ^ set(magnitudes)):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,12 @@ class AdapterConfig:
 
     def is_whole(self, tensor: str) -> bool:
         """Whether a tensor, by its canonical name, belongs to a module that was trained whole."""
-        module = HUGGINGFACE_PREFIX + tensor.rpartition(".")[0]
-        return any(module == name or module.endswith(f".{name}") for name in self.whole_modules)
+        return any(_is_of(tensor, name) for name in self.whole_modules)
+
+    def missing(self, tensors: Iterable[str]) -> list[str]:
+        """Modules that were trained whole, and of which there is no tensor."""
+        there = list(tensors)
+        return [name for name in self.whole_modules if not any(_is_of(tensor, name) for tensor in there)]
 
 
 def read_adapter_config(adapter: Path, folder: Path, alpha: float | None) -> AdapterConfig:
@@ -152,6 +156,11 @@ def _peft(adapter: Path, file: Path, options: Mapping[str, Any], alpha: float | 
         dora=_flag(file, options, "use_dora"),
         whole_modules=_modules(file, options.get("modules_to_save")),
     )
+
+
+def _is_of(tensor: str, module: str) -> bool:
+    path = HUGGINGFACE_PREFIX + tensor.rpartition(".")[0]
+    return path == module or path.endswith(f".{module}")
 
 
 def _matching(pattern: Mapping[str, Any], layer: str, default: Any) -> Any:

@@ -40,8 +40,8 @@ def require_run_folder(
     for name in (METRICS, REPORT):
         if not resume and _holds_something(out / name):
             raise CheckpointError(
-                f"{out / name}: is there already, from a run without checkpoints or of somebody else; choose another "
-                "output folder, or move it away"
+                f"{out / name}: is there already, from a run without checkpoints or of somebody else; go on with it "
+                "(--resume), choose another output folder, or move it away"
             )
 
 

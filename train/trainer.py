@@ -17,7 +17,7 @@ from cpmbee.errors import CheckpointError
 from cpmbee.model import CpmBee
 from cpmbee.train.batches import TrainingBatch
 from cpmbee.train.interrupts import Interrupts
-from cpmbee.train.metrics import MetricsLog, StepMetrics
+from cpmbee.train.metrics import FILE_NAME, MetricsLog, StepMetrics
 from cpmbee.train.options import TrainerConfig
 from cpmbee.train.processes import Processes
 from cpmbee.train.random_state import random_state, set_random_state
@@ -290,8 +290,12 @@ class Trainer:
             if steps:
                 raise CheckpointError(f"{self.output}: holds a run already; resume it, or choose another folder")
             return
+        if not steps and self.output is not None and (self.output / FILE_NAME).exists():
+            if self.processes.first:
+                logger.warning("%s: killed before its first checkpoint; it begins anew", self.output)
+            return
         if not steps:
-            raise CheckpointError(f"{self.checkpoints.folder}: no checkpoint to resume")
+            raise CheckpointError(f"{self.checkpoints.folder}: no checkpoint to resume; begin without resuming")
         if not isinstance(source, BatchSource):
             raise CheckpointError(f"{self.output}: cannot be resumed, because its data has no position to return to")
         state = self.checkpoints.read_state(steps[-1])

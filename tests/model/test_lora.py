@@ -311,6 +311,10 @@ def test_modules_that_were_trained_whole(tmp_path: Path) -> None:
     assert changed == {*new, *(layer + ".weight" for layer in LAYERS)}
     with pytest.raises(CheckpointError, match=r"output_layernorm\.weight is not a LoRA factor"):
         read_lora(write_delta(tmp_path / "silent", "peft", {**options, "modules_to_save": ["position_bias"]}, state))
+    missing = {**options, "modules_to_save": ["output_layernorm", "position_bias", "lm_head"]}
+    folder = write_delta(tmp_path / "missing", "peft", missing, state)
+    with pytest.raises(CheckpointError, match="lm_head is to be saved, but nothing of it is here"):
+        read_lora(folder)
     state["base_model.model.cpmbee." + norm] = torch.zeros(3)
     with pytest.raises(CheckpointError, match=r"output_layernorm.weight has shape \(3,\), expected"):
         load_model(base, lora=write_delta(tmp_path / "wrong", "peft", options, state))

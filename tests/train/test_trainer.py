@@ -239,6 +239,24 @@ def test_old_checkpoints_are_removed(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    class KilledError(Exception):
+        pass
+
+    def kill(metrics: StepMetrics) -> None:
+        if metrics.step == 2:
+            raise KilledError
+
+    config = TrainerConfig(4, checkpoint_every=4)
+    whole = Trainer(tiny_model(), config, output=tmp_path / "whole").train(LetterSource(0, 4))
+    with pytest.raises(KilledError):
+        Trainer(tiny_model(), config, output=tmp_path / "parts", on_step=kill).train(LetterSource(0, 4))
+    resumed = Trainer(tiny_model(), config, output=tmp_path / "parts").train(LetterSource(0, 4), resume=True)
+    assert resumed.losses == whole.losses
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+
+
 def test_what_cannot_be_resumed_is_refused(tmp_path: Path) -> None:
     config = TrainerConfig(2)
     with pytest.raises(CheckpointError, match="no checkpoint to resume"):
