@@ -71,8 +71,8 @@ def test_the_command_shows_answers_and_speed_and_replaces_its_own_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "demo-model"
-    for _ in range(2):
-        assert demo.main(["--out", str(out)]) == 0
+    for more in ([], ["--overwrite"]):
+        assert demo.main(["--out", str(out), *more]) == 0
         printed = capsys.readouterr().out
         for answer in ("白髮三千丈", "háng", "<option_1>", "3005", "三千零五"):
             assert f"->  {answer}\n" in printed
