@@ -17,7 +17,7 @@ demo: .venv/demo
 
 ## test: set up everything, then lint, type-check and test (what continuous integration runs)
 test: check
-	.venv-dev/bin/python -m pytest -q
+	.venv-dev/bin/python -m pytest -q -n 2 --dist loadfile
 
 ## test-all: `make test` with the newest versions of everything, what is too long for it, and all with the oldest versions
 .PHONY: test-all newest slow oldest
