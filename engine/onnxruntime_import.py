@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
@@ -30,10 +31,11 @@ def import_onnxruntime() -> Any:
             'then pip install "cpmbee[cpu]" or "cpmbee[gpu]"'
         )
     switch_off_telemetry()
+    before = sys.exc_info()[1]  # that a caller is handling; no cause of what happens here
     try:
         import onnxruntime
     except Exception as error:
-        causes = list(_causes(error))
+        causes = list(_causes(error, before))
         for cause in causes:
             if isinstance(cause, KeyboardInterrupt):  # extension modules that are interrupted report an ImportError
                 raise cause from None
@@ -59,10 +61,10 @@ def release(version: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
+def _causes(error: BaseException | None, end: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on, until ``end``."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    while error is not None and error is not end and id(error) not in seen:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__

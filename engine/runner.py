@@ -58,13 +58,16 @@ class Runner(ABC):
             InferenceError: there is no memory for them.
         """
         try:
-            self.relation = np.full((batch, queries, keys), -1, np.int16)
+            self.relation = np.empty((batch, queries, keys), np.int16)
             self.logits = np.empty((batch, outputs, self.vocab_size + ext), np.float32)
-        except MemoryError:
+        except MemoryError as error:
+            if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+                raise  # of a signal handler
             raise InferenceError(
                 f"no memory to read {queries} tokens of {batch} prompts at a time, whose relation matrix takes "
                 f"{2 * batch * queries * keys >> 20} MB; shorten them"
             ) from None
+        self.relation.fill(-1)
         self.input_ids = np.zeros((batch, queries), np.int32)
         self.input_subs = np.zeros((batch, queries), np.int32)
         self.slots = np.zeros((batch, keys), np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,11 @@ from cpmbee.onnxruntime_import import switch_off_telemetry
 from tests.golden import DATA, GOLDEN
 
 switch_off_telemetry()  # before a test file imports ONNX Runtime
+
+
+# Shells start what runs in the background with interrupts ignored, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
