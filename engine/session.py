@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DEFAULT_CACHE_TOKENS = 8192
 MEMORY_SHARE = 4  # the default cache takes at most this part of the memory
 SHRINK_TOKENS = 512  # runs of more tokens give their working memory back
+SHORT_TOKENS = 64  # runs of at most so many cannot be stopped: being ready for it costs 40 microseconds each
 MAX_THREADS = 1024
 _INPUTS = ("input_ids", "input_subs", "relation", "slots", "new_slots", "logits_index", "ext_ids", "ext_subs")
 
@@ -223,6 +224,8 @@ class OrtRunner(Runner):
         """
         loan = self._loan
         options = loan.shrinking if self._tokens > SHRINK_TOKENS else loan.options
+        if self._tokens <= SHORT_TOKENS:
+            options = None
         try:
             with self._lock:
                 session, binding = self._session, self._binding
