@@ -47,7 +47,7 @@ class TableRunner(Runner):
             self.backend.rows[new, 1] = self.input_subs[b, : len(new)]
             seen = self.slots[b][self.relation[b, len(new) - 1] >= 0]
             assert (seen > 0).all()
-            self.logits[b, 0] = self.backend.logits(self.backend.rows[seen], len(self.ext_ids))
+            self.logits[b] = self.backend.logits(self.backend.rows[seen], len(self.ext_ids))  # for all outputs
 
 
 class WatchedBackend(Backend):
