@@ -242,7 +242,7 @@ class OrtRunner(Runner):
             raise InferenceError(f"ONNX Runtime cannot run the model ({first_line(error)})") from error
 
     def stopper(self) -> Callable[[], None]:
-        """Ends the call that is being made, between two nodes of the graph, and refuses any other of this borrower."""
+        """Ends the call that is being made, between two nodes if it is a long one, and refuses any other."""
         return self._loan.stop
 
     def forget(self) -> None:
@@ -259,7 +259,7 @@ class _Loan:
     """What one borrower's calls are made with, so that whoever stops them late stops nobody else's.
 
     Attributes:
-        options: of most calls.
+        options: of calls that last, which can be ended.
         shrinking: of calls after which working memory is given back.
         stopped: no call is wanted any more.
     """
